@@ -121,7 +121,7 @@ class FrameScanner:
         available = len(self._chunk) - self._pos
         if available == 0 and not self.first:
             return False
-        taken = self.remaining if self.remaining < available else available
+        taken = min(available, self.remaining)
         self.start = self._pos
         self.end = self._pos + taken
         self._pos = self.end
