@@ -1,4 +1,8 @@
-"""PostgreSQL's wire protocol as values: bytes to messages and back, with no I/O."""
+"""PostgreSQL's wire protocol as values: bytes to messages and back, with no I/O.
+
+`framing` finds frames, `frontend`, `backend` and `startup` hold the messages, `options` takes a StartupMessage's
+`options` apart.
+"""
 
 from proxy.wire.errors import ProtocolError, StartupOptionError, UnsupportedProtocol
 
