@@ -1,0 +1,43 @@
+"""Proving and checking passwords, as step functions with no I/O: the caller brings messages and randomness."""
+
+from proxy.auth.errors import AuthError, MalformedExchange, UntrustedServer, VerifierError, WrongPassword
+from proxy.auth.md5 import md5_hash, md5_response, mock_md5_hash, verify_md5
+from proxy.auth.scram import MECHANISM, MECHANISM_PLUS, NONCE_SIZE
+from proxy.auth.scram_client import ScramClient, choose_mechanism
+from proxy.auth.scram_server import ScramServer
+from proxy.auth.verifiers import (
+    DEFAULT_ITERATIONS,
+    SALT_SIZE,
+    ScramKeys,
+    ScramVerifier,
+    build_verifier,
+    derive_keys,
+    mock_verifier,
+    verify_cleartext,
+)
+
+__all__ = [
+    "DEFAULT_ITERATIONS",
+    "MECHANISM",
+    "MECHANISM_PLUS",
+    "NONCE_SIZE",
+    "SALT_SIZE",
+    "AuthError",
+    "MalformedExchange",
+    "ScramClient",
+    "ScramKeys",
+    "ScramServer",
+    "ScramVerifier",
+    "UntrustedServer",
+    "VerifierError",
+    "WrongPassword",
+    "build_verifier",
+    "choose_mechanism",
+    "derive_keys",
+    "md5_hash",
+    "md5_response",
+    "mock_md5_hash",
+    "mock_verifier",
+    "verify_cleartext",
+    "verify_md5",
+]

@@ -1,0 +1,108 @@
+"""The server half of SCRAM-SHA-256: a client proves to the proxy that it knows a password.
+
+Source: RFC 5802, RFC 7677; where they leave a choice, PostgreSQL's `auth-scram.c`.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from proxy.auth.errors import MalformedExchange, WrongPassword
+from proxy.auth.scram import MECHANISM, Attributes, digest, sign, xor
+from proxy.auth.verifiers import KEY_SIZE, ScramVerifier, encode_base64
+
+
+class ScramServer:
+    """One login's exchange: `start` with the SASLInitialResponse, then `step` with each SASLResponse until `done`.
+
+    Each call returns what to send: in AuthenticationSASLContinue while not `done`, in AuthenticationSASLFinal
+    then.  Raises MalformedExchange or WrongPassword; the exchange is over then.
+
+    `nonce` must be `NONCE_SIZE` fresh random bytes.  For a login that does not exist pass a mock verifier: it costs
+    the same work, one HMAC and one hash, and fails at the same place.  The user name within the messages is not
+    looked at: PostgreSQL goes by the StartupMessage, and so must the caller.
+    """
+
+    def __init__(self, verifier: ScramVerifier, nonce: bytes) -> None:
+        self.done = False
+        self._tried = False
+        self._verifier = verifier
+        self._nonce = encode_base64(nonce).encode("ascii")
+        self._full_nonce = b""
+        self._gs2_header = b""
+        self._client_first_bare = b""
+        self._server_first = b""
+
+    def start(self, mechanism: str, data: bytes | None) -> bytes:
+        """Take the client's choice and, where it sent any, its first message; without one the challenge is empty."""
+        if mechanism != MECHANISM:
+            raise MalformedExchange("client selected a SASL mechanism that was not offered")
+        return b"" if data is None else self._challenge(data)
+
+    def step(self, data: bytes) -> bytes:
+        """Take the client's next message."""
+        if self._tried:
+            raise MalformedExchange("SCRAM exchange is already over")
+        return self._outcome(data) if self._server_first else self._challenge(data)
+
+    def _challenge(self, client_first: bytes) -> bytes:
+        self._gs2_header = _read_gs2_header(client_first)
+        bare = client_first[len(self._gs2_header) :]
+        attributes = Attributes(client_first, len(self._gs2_header))
+        attributes.expect(b"n")
+        nonce = attributes.expect_nonce()
+        attributes.skip_extensions()
+        self._client_first_bare = bare
+        self._full_nonce = nonce + self._nonce
+        salt = encode_base64(self._verifier.salt).encode("ascii")
+        self._server_first = b"r=%b,s=%b,i=%d" % (self._full_nonce, salt, self._verifier.iterations)
+        return self._server_first
+
+    def _outcome(self, client_final: bytes) -> bytes:
+        self._tried = True
+        attributes = Attributes(client_final)
+        binding = attributes.expect_base64(b"c")
+        nonce = attributes.expect_nonce()
+        proof, without_proof = _read_proof(attributes, client_final)
+        # The header comes back under the proof, so that nobody between can have changed it.
+        if binding != self._gs2_header:
+            raise MalformedExchange("SCRAM channel binding does not match")
+        if not hmac.compare_digest(nonce, self._full_nonce):
+            raise MalformedExchange("SCRAM nonce does not match")
+        signed = b",".join((self._client_first_bare, self._server_first, without_proof))
+        client_key = xor(proof, sign(self._verifier.stored_key, signed))
+        fits = hmac.compare_digest(digest(client_key), self._verifier.stored_key)
+        if not (fits and self._verifier.usable):
+            raise WrongPassword("password authentication failed")
+        self.done = True
+        return b"v=" + encode_base64(sign(self._verifier.server_key, signed)).encode("ascii")
+
+
+def _read_gs2_header(message: bytes) -> bytes:
+    """Check the head of a client's first message and return it, `n,,` or `y,,`.
+
+    `y` says: I could bind to the TLS channel, but you did not offer it; true as long as SCRAM-SHA-256-PLUS is
+    not offered.  `p` binds, which only SCRAM-SHA-256-PLUS may.
+    """
+    flag = message[:1]
+    if flag == b"p":
+        raise MalformedExchange("client asks for channel binding without SCRAM-SHA-256-PLUS")
+    if flag not in {b"n", b"y"} or message[1:2] != b",":
+        raise MalformedExchange("SCRAM message has a malformed channel binding flag")
+    if message[2:3] != b",":
+        raise MalformedExchange("SCRAM authorization identities are not supported")
+    return message[:3]
+
+
+def _read_proof(attributes: Attributes, message: bytes) -> tuple[bytes, bytes]:
+    """Find the proof, which comes last, and the part of the message before it."""
+    end = attributes.position
+    while (attribute := attributes.next()) is not None:
+        if attribute[0] != b"p":
+            end = attributes.position
+            continue
+        proof = Attributes(message, end).expect_base64(b"p")
+        if len(proof) != KEY_SIZE or attributes.next() is not None:
+            raise MalformedExchange("SCRAM proof has the wrong size or does not come last")
+        return proof, message[: end - 1]
+    raise MalformedExchange("SCRAM message lacks attribute p")
