@@ -88,12 +88,15 @@ class Attributes:
 
 
 def sign(key: bytes, message: bytes) -> bytes:
+    """HMAC-SHA-256."""
     return hmac.digest(key, message, "sha256")
 
 
 def digest(data: bytes) -> bytes:
+    """SHA-256."""
     return hashlib.sha256(data).digest()
 
 
 def xor(left: bytes, right: bytes) -> bytes:
+    """Exclusive or of two byte strings of the same length."""
     return (int.from_bytes(left, "big") ^ int.from_bytes(right, "big")).to_bytes(len(left), "big")

@@ -112,6 +112,7 @@ def verify_cleartext(verifier: ScramVerifier, password: str | bytes) -> bool:
 
 
 def encode_base64(data: bytes) -> str:
+    """Encode with padding and without line breaks."""
     return base64.b64encode(data).decode("ascii")
 
 

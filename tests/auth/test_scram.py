@@ -48,6 +48,16 @@ def log_in(client: ScramClient, server: ScramServer) -> None:
     client.verify(server.step(client.respond(challenge)))
 
 
+def answer(server: ScramServer, first: bytes, final: bytes) -> None:
+    server.start(MECHANISM, first)
+    server.step(final)
+
+
+def ask(client: ScramClient, challenge: bytes, outcome: bytes) -> None:
+    client.respond(challenge)
+    client.verify(outcome)
+
+
 def test_the_server_half_follows_the_rfc(monkeypatch: pytest.MonkeyPatch) -> None:
     server = ScramServer(build_verifier(RFC_PASSWORD, RFC_SALT), SERVER_NONCE)
     monkeypatch.setattr(server, "_nonce", RFC_SERVER_NONCE)
@@ -67,10 +77,7 @@ def test_the_client_half_follows_the_rfc(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @given(st.text(max_size=20), st.binary(min_size=18, max_size=18), st.binary(min_size=18, max_size=18))
 def test_the_halves_agree_on_any_password(password: str, client_nonce: bytes, server_nonce: bytes) -> None:
-    try:
-        verifier = build_verifier(password, SALT, 2)
-    except UnicodeEncodeError:
-        return
+    verifier = build_verifier(password, SALT, 2)
     client, server = ScramClient(password, client_nonce), ScramServer(verifier, server_nonce)
     log_in(client, server)
     assert client.done and server.done
@@ -106,7 +113,7 @@ def test_wrong_passwords_and_unknown_logins_fail_alike(
 
     for name in ("sign", "digest", "xor"):
         monkeypatch.setattr(scram_server, name, counted(name, getattr(scram_server, name)))
-    with pytest.raises(WrongPassword, match="^password authentication failed$"):
+    with pytest.raises(WrongPassword, match=r"^password authentication failed$"):
         log_in(ScramClient("guess", CLIENT_NONCE), ScramServer(verifier, SERVER_NONCE))
     assert work == ["sign", "xor", "digest"]
 
@@ -197,8 +204,7 @@ def test_the_server_half_survives_random_bytes(first: bytes, final: bytes) -> No
     for opening in (first, b"n,,n=,r=" + first, b"n,,n=,r=abc"):
         server = ScramServer(VERIFIER, SERVER_NONCE)
         with pytest.raises(AuthError):
-            server.start(MECHANISM, opening)
-            server.step(final)
+            answer(server, opening, final)
 
 
 @given(st.binary(max_size=80), st.binary(max_size=80))
@@ -207,8 +213,7 @@ def test_the_client_half_survives_random_bytes(challenge: bytes, outcome: bytes)
     for message in (challenge, good[:40] + challenge, good):
         client = ScramClient("x", CLIENT_NONCE, max_iterations=10)
         with pytest.raises(AuthError):
-            client.respond(message)
-            client.verify(outcome)
+            ask(client, message, outcome)
 
 
 OUR_NONCE = base64.b64encode(CLIENT_NONCE)
