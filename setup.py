@@ -1,0 +1,154 @@
+"""Builds the package; the modules named in `proxy/compiled_modules.txt` are compiled by mypyc.
+
+Without a C compiler (or when compiling fails) the package is built all the same, the relay then runs interpreted;
+`REQUIRE_COMPILED=1` makes that an error.  `CC` chooses the compiler.  Editable installs never compile: an extension
+module would shadow the source beside it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from setuptools import setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import BaseError, CCompilerError
+
+ROOT = Path(__file__).resolve().parent
+REQUIRE_COMPILED = os.environ.get("REQUIRE_COMPILED", "") not in {"", "0"}
+BUILDING = {"bdist_wheel", "build", "build_ext", "install"}
+EDITABLE = {"editable_wheel", "develop", "--inplace", "-i"}
+# One shared library for all compiled modules: calls between them are plain C calls.
+GROUP = "pgtenant_relay"
+
+
+def load_version_module() -> ModuleType:
+    """Load proxy/version.py by its path: the package itself cannot be imported before it is installed."""
+    spec = importlib.util.spec_from_file_location("_pgtenant_version", ROOT / "proxy" / "version.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit("proxy/version.py is missing")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+VERSION = load_version_module()
+# Emptied when this process ends: builds leave no trace in the tree, and none finds what another has left.
+SCRATCH = tempfile.TemporaryDirectory(prefix="pgtenant-build-")
+
+
+def interpreted(reason: str) -> None:
+    """Say that the relay will run interpreted, or end the build where that is not acceptable."""
+    if REQUIRE_COMPILED:
+        raise SystemExit(f"REQUIRE_COMPILED is set, but {reason}")
+    print(f"pgtenant: {reason}; the relay will run interpreted", file=sys.stderr)
+
+
+def compiler_works() -> bool:
+    """Try to compile a file that needs Python's headers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # setuptools deprecates its own way to the compiler without offering another
+        from distutils.ccompiler import new_compiler  # noqa: PLC0415
+        from distutils.sysconfig import customize_compiler, get_python_inc  # noqa: PLC0415
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text("#include <Python.h>\nint probe(void) { return PY_VERSION_HEX != 0; }\n", encoding="utf-8")
+        compiler = new_compiler()
+        customize_compiler(compiler)
+        try:
+            compiler.compile([str(source)], output_dir=folder, include_dirs=[get_python_inc()])
+        except (CCompilerError, BaseError):
+            return False
+    return True
+
+
+def extensions() -> list[Any]:
+    """Translate the listed modules to C, where this build is to compile and can."""
+    arguments = set(sys.argv[1:])
+    if not arguments & BUILDING or arguments & EDITABLE:
+        return []
+    modules = VERSION.listed_modules(ROOT / "proxy")
+    missing = [module for module in modules if not (ROOT / module).is_file()]
+    if missing:
+        raise SystemExit(f"proxy/compiled_modules.txt names modules that do not exist: {', '.join(missing)}")
+    if not compiler_works():
+        interpreted("there is no working C compiler with Python's headers (CC chooses one)")
+        return []
+    try:
+        from mypyc.build import mypycify  # noqa: PLC0415
+    except ImportError:
+        interpreted("mypyc is not installed in the build's environment")
+        return []
+    os.chdir(ROOT)
+    # The project's own mypy settings name test files and plug-ins that the build's environment does not have.
+    flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--explicit-package-bases"]
+    flags.append(f"--cache-dir={SCRATCH.name}/mypy")
+    try:
+        return mypycify([*flags, *modules], opt_level="3", debug_level="1", group_name=GROUP, target_dir=SCRATCH.name)
+    except SystemExit:
+        interpreted("mypyc could not translate the relay")
+        return []
+
+
+class BuildExtensions(build_ext):
+    """Compiles all extension modules or none: half of them could not be imported."""
+
+    def run(self) -> None:
+        """Compile; on failure leave nothing behind and go on interpreted, unless that is not acceptable."""
+        try:
+            super().run()
+        except (CCompilerError, BaseError) as error:
+            for extension in self.extensions:
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+            self.extensions = []
+            interpreted(f"compiling the relay failed ({error})")
+
+
+class Build(build):
+    """Builds outside the tree unless told otherwise."""
+
+    def initialize_options(self) -> None:
+        """Choose the scratch directory; `--build-base` still overrides it."""
+        super().initialize_options()
+        self.build_base = SCRATCH.name
+
+
+class BuildPackages(build_py):
+    """Copies the packages and records of which source and commit the build is."""
+
+    def run(self) -> None:
+        """Copy and record; an editable install has nothing to record."""
+        super().run()
+        if self.editable_mode:
+            return
+        record = {"digest": VERSION.source_digest(ROOT, VERSION.listed_modules(ROOT / "proxy")), "commit": commit()}
+        target = Path(self.build_lib, "proxy", VERSION.RECORD_NAME)
+        target.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def commit() -> str | None:
+    """Name the commit: `PGTENANT_BUILD_COMMIT`, else what git says; `+` marks a tree with changes."""
+    given = os.environ.get("PGTENANT_BUILD_COMMIT")
+    if given:
+        return given
+    if not (ROOT / ".git").exists():
+        return None
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    try:
+        return subprocess.run(describe, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+setup(ext_modules=extensions(), cmdclass={"build": Build, "build_ext": BuildExtensions, "build_py": BuildPackages})
