@@ -379,6 +379,16 @@ STATEMENT_MODE_TRANSACTION: Final = ErrorSpec(
     hint="Turn autocommit on in the driver, or let the operator set pool_mode = transaction for this tenant.",
     retry_safe=False,
 )
+UNNAMED_STATEMENT_GONE: Final = ErrorSpec(
+    name="unnamed_statement_gone",
+    sqlstate="26000",
+    severity=Severity.FATAL,
+    log_level="warning",
+    text="unnamed prepared statement does not exist on this database connection",
+    hint="It was parsed in an earlier transaction, which may have run on another connection: parse and bind it in one "
+    "transaction, use a named statement, or let the operator set pool_mode = session for this tenant.",
+    retry_safe=False,
+)
 BACKEND_LOST: Final = ErrorSpec(
     name="backend_lost",
     sqlstate="08006",
@@ -432,6 +442,7 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             QUERY_CANCELED,
             IDLE_IN_TRANSACTION,
             STATEMENT_MODE_TRANSACTION,
+            UNNAMED_STATEMENT_GONE,
             BACKEND_LOST,
             INTERNAL,
         )

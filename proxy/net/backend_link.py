@@ -1,0 +1,341 @@
+"""A connection to a server: from its bytes to the client that is linked to it.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from mypy_extensions import i64
+
+from proxy.net.link_host import (
+    FAREWELL_TIME,
+    MODE_STATEMENT,
+    TOLD_BACKEND_LOST,
+    TOLD_SETTING_REFUSED,
+    TOLD_STATEMENT_MODE,
+    LinkHost,
+)
+from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
+from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
+from proxy.pool.ledger import ACTIVE, CLOSING, FLAG_DIRTY, IDLE, BackendEntry
+from proxy.session.parameters import ParameterSet, switch_statement
+from proxy.session.replies import PIN_SESSION, BackState
+from proxy.wire.framing import B_ERROR, B_NOTICE, B_PARAMETER_STATUS, STATUS_IDLE
+
+if TYPE_CHECKING:
+    from proxy.net.client_link import ClientLink
+
+TERMINATE: Final = b"X\x00\x00\x00\x04"
+
+
+class BackendLink(Stream):
+    """A connection to a server that has logged in."""
+
+    def __init__(
+        self,
+        host: LinkHost,
+        selector: RelaySelector,
+        sock: Any,
+        entry: BackendEntry,
+        plain: ParameterSet,
+    ) -> None:
+        super().__init__(selector, sock)
+        self.host: LinkHost = host
+        self.entry: BackendEntry = entry
+        self.state: BackState = BackState()
+        self.client: ClientLink | None = None
+        self.held: bytes = b""
+        self.plain: ParameterSet = plain
+        self.applied: ParameterSet = plain
+        self.switching: ParameterSet | None = None
+        self.pid: int = 0
+        self.key: bytes = b""
+        self.last_words: str = ""
+        self.task: object = None
+
+    def reading(self) -> int:
+        """A backend is read always, except while its client does not take what there is."""
+        client = self.client
+        if client is not None and client.unsent_size > HIGH_WATER:
+            return 0
+        return EPOLLIN | EPOLLRDHUP
+
+    def event(self, mask: int) -> None:
+        """Serve the backend's socket."""
+        if mask & ~EPOLLOUT:
+            self.buffered()
+        if mask & EPOLLOUT and self.polled:
+            self._drain()
+
+    def buffered(self) -> None:
+        """Read once and pass it on."""
+        data = self.read()
+        if data is None:
+            return
+        if len(data) == 0:
+            self.lost("the server closed the connection")
+            return
+        if self.entry.state >= CLOSING:
+            return
+        if self.held:
+            data = self.held + data
+            self.held = b""
+        client = self.client
+        if client is None:
+            self._unattended(data)
+            return
+        state = self.state
+        count = state.scan(data, 0)
+        if count == len(data) and not state.swallowing:
+            client.write(data)
+            client.pool.counters.bytes_to_clients += count
+        else:
+            self._pieces(client, data, count)
+        if state.fault:
+            self._fault(client)
+            return
+        if state.remarks:
+            self._remarks(client)
+        if client.broken:
+            client.close("the client closed the connection")
+            return
+        if state.head == len(state.queue):
+            self.try_release()
+        if client.unsent_size > HIGH_WATER:
+            self.watch()
+            client.watch()
+
+    def try_release(self) -> None:
+        """Give this backend back, if the relay rules allow it, and let its client go on without."""
+        state = self.state
+        client = self.client
+        if client is None or self.held or self.unsent is not None:
+            return
+        front = client.front
+        if state.status != STATUS_IDLE and client.mode == MODE_STATEMENT and not state.open_batch:
+            client.finish(
+                self.host.farewell(client, TOLD_STATEMENT_MODE, ""),
+                "a transaction in statement mode",
+                self.selector.now + FAREWELL_TIME,
+            )
+            return
+        if not state.releasable() or front.left or client.held:
+            return
+        if front.pins or state.pins:
+            self._stay_pinned(client)
+            return
+        client.backend = None
+        self.client = None
+        if self.mask != EPOLLIN | EPOLLRDHUP:
+            self.watch()
+        now = self.selector.now
+        pool = client.pool
+        counters = pool.counters
+        counters.transactions += 1
+        counters.queries += state.queries
+        state.queries = 0
+        counters.transaction_times.add(now - client.linked_at)
+        entry = self.entry
+        if entry.flags | pool.flags | entry.server.flags == 0:
+            entry.state = IDLE
+            entry.since = now
+            pool.counts[ACTIVE] -= 1
+            pool.counts[IDLE] += 1
+            pool.idle.append(entry)
+        else:
+            if pool.reset_always:
+                entry.flags |= FLAG_DIRTY
+            self.host.give_back(self)
+
+    def between_transactions(self) -> bool:
+        """Say whether nothing is outstanding and nothing half done, so that it may serve somebody else."""
+        return self.state.releasable() and not self.held and self.unsent is None
+
+    def apply(self, parameters: ParameterSet) -> None:
+        """Bring the session's settings in line with these; `state.swallowing_own` is set until that is done."""
+        statement = switch_statement(self.applied, parameters)
+        if statement:
+            self.switching = parameters
+            self.run_own(statement)
+        else:
+            self.applied = parameters
+
+    def reset(self) -> None:
+        """Begin DISCARD ALL; `LinkHost.settled` follows."""
+        self.switching = self.plain
+        self.state.pins = 0
+        self.state.unnamed_owner = 0
+        self.run_own(b"DISCARD ALL")
+
+    def run_own(self, statement: bytes) -> None:
+        """Send a statement of the proxy's own, whose replies nobody else sees."""
+        self.state.inject_query()
+        self.write(b"Q" + (len(statement) + 5).to_bytes(4, "big") + statement + b"\0")
+
+    def leave(self) -> None:
+        """Say Terminate behind what the server is still doing, and close without cancelling it."""
+        if self.unsent is None:
+            self.write(TERMINATE)
+        self.state.queue.clear()
+        self.state.head = 0
+        self.host.discard(self, "its client disconnected in the middle of a transaction")
+
+    def lost(self, reason: str) -> None:
+        """The server has closed, or cannot be understood any more."""
+        client = self.client
+        self.close_socket()
+        if client is not None:
+            client.part(self)
+        self.host.backend_gone(self, self.last_words or reason)
+        if client is not None:
+            # A server that says why it closes (FATAL) has told the client itself.
+            message = b"" if self.state.fatal else self.host.farewell(client, TOLD_BACKEND_LOST, reason)
+            client.finish(message, "its backend was lost", self.selector.now + FAREWELL_TIME)
+
+    def contain(self, error: BaseException) -> None:
+        """Close this backend and its client after an exception in the relay's code."""
+        client = self.client
+        if client is not None:
+            client.contain(error)
+            return
+        self.host.internal_error(self, error)
+        self.host.discard(self, "an internal error")
+
+    def _pieces(self, client: ClientLink, data: bytes, count: i64) -> None:
+        """Pass on a chunk of which not all is for the client, or not all can be judged yet."""
+        state = self.state
+        pos: i64 = 0
+        while True:
+            if count and not state.swallowing:
+                client.write(data[pos : pos + count])
+                client.pool.counters.bytes_to_clients += count
+            pos += count
+            if pos == len(data) or count == 0 or state.fault:
+                break
+            count = state.scan(data, pos)
+        if pos < len(data):
+            self.held = data[pos:]
+
+    def _remarks(self, client: ClientLink) -> None:
+        """Take up what a scan has noted besides what it forwarded."""
+        state = self.state
+        state.remarks = False
+        for sqlstate in state.errors:
+            client.pool.counters.count_error(sqlstate.decode("ascii", "replace"))
+        state.errors.clear()
+        if state.closed_names:
+            client.front.closed(state)
+        if self.switching is not None and not state.swallowing_own:
+            self._switched(client)
+
+    def _switched(self, client: ClientLink) -> None:
+        """The settings are those of the client now, or the server has refused them."""
+        state = self.state
+        if state.swallowed_error:
+            message = state.swallowed_error
+            state.swallowed_error = b""
+            self.switching = None
+            client.part(self)
+            self.host.discard(self, "it refused the settings of a client")
+            client.finish(
+                self.host.farewell(client, TOLD_SETTING_REFUSED, sqlstate_text(message)),
+                "its settings were refused",
+                self.selector.now + FAREWELL_TIME,
+            )
+            return
+        assert self.switching is not None
+        self.applied = self.switching
+        self.switching = None
+        client.resume()
+
+    def _unattended(self, data: bytes) -> None:
+        """Read from a backend that has no client: an idle one may only say a Notice or a ParameterStatus."""
+        state = self.state
+        if not state.owes() and not self._only_reports(data):
+            self.lost_while_idle(data)
+            return
+        pos: i64 = 0
+        while pos < len(data):
+            count = state.scan(data, pos)
+            if count == 0 or state.fault:
+                break
+            pos += count
+        if state.fault or (not state.swallowing_own and pos < len(data)):
+            self.host.discard(self, state.fault or "an unfinished message from an idle server")
+            return
+        self.held = data[pos:]
+        if state.params_changed and not state.swallowing_own and self.switching is None:
+            state.params_changed = False
+            self.host.status_changed(self)
+        state.remarks = False
+        state.errors.clear()
+        if self.switching is not None and not state.swallowing_own:
+            if not state.swallowed_error:
+                self.applied = self.switching
+            self.switching = None
+            self.host.settled(self)
+
+    def _only_reports(self, data: bytes) -> bool:
+        pos: i64 = 0
+        end: i64 = len(data)
+        while pos + 5 <= end:
+            if data[pos] != B_NOTICE and data[pos] != B_PARAMETER_STATUS:
+                return False
+            pos += 1 + int.from_bytes(data[pos + 1 : pos + 5], "big")
+        return pos == end
+
+    def lost_while_idle(self, data: bytes) -> None:
+        """An idle server said something else: keep its words for the log, and close."""
+        if data[0] == B_ERROR:
+            self.last_words = sqlstate_text(data)
+        self.host.discard(self, self.last_words or "unexpected bytes from an idle server")
+
+    def _fault(self, client: ClientLink) -> None:
+        fault = self.state.fault
+        client.part(self)
+        self.host.discard(self, fault)
+        client.finish(
+            self.host.farewell(client, TOLD_BACKEND_LOST, fault),
+            "its backend was lost",
+            self.selector.now + FAREWELL_TIME,
+        )
+
+    def _stay_pinned(self, client: ClientLink) -> None:
+        """The transaction is over and the client keeps its backend."""
+        counters = client.pool.counters
+        if self.state.queries:
+            counters.transactions += 1
+        counters.queries += self.state.queries
+        self.state.queries = 0
+        if not client.counted_pinned and not client.front.pins & PIN_SESSION:
+            client.counted_pinned = True
+            client.pool.pinned += 1
+
+    def _drain(self) -> None:
+        self.flush()
+        if self.broken:
+            self.lost("the server closed the connection")
+            return
+        client = self.client
+        if client is not None and self.unsent_size <= LOW_WATER:
+            client.watch()
+            if self.unsent is None and not self.state.owes():
+                self.try_release()
+
+
+def link_of(entry: BackendEntry) -> BackendLink:
+    """The link of a backend that has logged in."""
+    link = entry.link
+    assert isinstance(link, BackendLink)
+    return link
+
+
+def sqlstate_text(message: bytes) -> str:
+    """The SQLSTATE and text of an ErrorResponse, for a log line or the detail of another error."""
+    fields: dict[str, str] = {}
+    for field in message[5:].split(b"\0"):
+        if field:
+            fields[chr(field[0])] = field[1:].decode("utf-8", "replace")
+    return f"{fields.get('M', 'unknown error')} ({fields.get('C', 'no SQLSTATE')})"

@@ -1,0 +1,353 @@
+"""A client's socket: from its bytes to a backend's.
+
+A client is *linked* to a backend from its first message that needs one until the relay rules allow the release.  What
+may be forwarded is decided by the session room, who gets which backend by the pool room; here bytes are read, written
+and handed over.  Memory per session is bounded: in each direction at most one read chunk beyond `HIGH_WATER`, and
+what `FrontState` holds back.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from proxy.net.backend_link import BackendLink, link_of
+from proxy.net.link_host import (
+    FAREWELL_TIME,
+    MODE_SESSION,
+    MODE_TRANSACTION,
+    TOLD_FAULT,
+    TOLD_INTERNAL,
+    TOLD_UNKNOWN_UNNAMED,
+    LinkHost,
+)
+from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
+from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
+from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, IDLE, PoolLedger, Waiter
+from proxy.session.parameters import ParameterSet
+from proxy.session.relay import FOUND_FAULT, FOUND_NOTHING, FOUND_TERMINATE, FrontState
+from proxy.session.replies import PINS_DIRTY
+from proxy.wire.framing import F_TERMINATE
+
+READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
+HELD_MOST: Final = 65536
+"""Bytes kept for a client that waits for a backend, beyond which it is not read any more."""
+
+
+class ClientLink(Stream):
+    """An authenticated client."""
+
+    def __init__(
+        self,
+        host: LinkHost,
+        selector: RelaySelector,
+        sock: Any,
+        ident: int,
+        pool: PoolLedger,
+        parameters: ParameterSet,
+    ) -> None:
+        super().__init__(selector, sock)
+        self.host: LinkHost = host
+        self.ident: int = ident
+        self.pool: PoolLedger = pool
+        self.parameters: ParameterSet = parameters
+        self.front: FrontState = FrontState(ident)
+        self.mode: int = MODE_TRANSACTION
+        self.backend: BackendLink | None = None
+        self.waiter: Waiter | None = None
+        self.held: bytes = b""
+        self.feeding: bool = False
+        self.refusal: bytes | None = None
+        self.linked_at: float = 0.0
+        self.counted_pinned: bool = False
+        self.finishing: bool = False
+        self.finish_by: float = 0.0
+        self.reason: str = ""
+        self.info: object = None
+
+    def reading(self) -> int:
+        """A client is read unless it waits with a lot to say already, or one of the ways is blocked."""
+        if self.finishing:
+            return EPOLLIN
+        if self.unsent_size > HIGH_WATER:
+            return EPOLLRDHUP
+        backend = self.backend
+        if backend is not None and backend.unsent_size > HIGH_WATER:
+            return EPOLLRDHUP
+        if len(self.held) > HELD_MOST:
+            return EPOLLRDHUP
+        return EPOLLIN | EPOLLRDHUP
+
+    def event(self, mask: int) -> None:
+        """Serve the client's socket."""
+        if mask & EPOLLIN:
+            self.buffered()
+        elif mask & ~EPOLLOUT:
+            self._hang_up("the client closed the connection")
+            return
+        if mask & EPOLLOUT and self.polled:
+            self._drain()
+
+    def buffered(self) -> None:
+        """Read once and go on from there."""
+        data = self.read()
+        if data is None:
+            return
+        if len(data) == 0 or self.finishing:
+            if len(data) == 0:
+                self._hang_up("the client closed the connection")
+            return
+        self.pool.counters.bytes_from_clients += len(data)
+        if self.held:
+            data = self.held + data
+            self.held = b""
+        if self.waiter is not None or self.feeding:
+            self._hold(data)
+            return
+        self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        """Take the client's next bytes, from the beginning of a message or from within one."""
+        self.feeding = True
+        while data:
+            backend = self.backend
+            if backend is None:
+                data = self._without_backend(data)
+                if not data:
+                    break
+                backend = self._acquire(data)
+                if backend is None:
+                    data = self._after_refusal()
+                    continue
+            if backend.state.swallowing_own:
+                self._hold(data)
+                break
+            data = self._forward(backend, data)
+        self.feeding = False
+
+    def granted(self, backend: BackendLink) -> None:
+        """Take the backend that this client waited for."""
+        self.waiter = None
+        self._link(backend)
+        if not self.feeding:
+            self.resume()
+
+    def refused(self, message: bytes) -> None:
+        """Take note that there will be no backend for the request in hand; `message` is an ErrorResponse."""
+        self.waiter = None
+        self.refusal = message
+        if not self.feeding:
+            self.feed(self._after_refusal())
+            if self.polled:
+                self.watch()
+
+    def resume(self) -> None:
+        """Go on with what was held back."""
+        data = self.held
+        self.held = b""
+        if data:
+            self.feed(data)
+        if self.polled:
+            self.watch()
+
+    def finish(self, message: bytes, reason: str, until: float) -> None:
+        """End the session with a last message; the socket is closed when the client has closed, or at `until`."""
+        if self.finishing or not self.polled:
+            return
+        self.reason = reason
+        self._leave_backend()
+        self.finishing = True
+        self.host.client_finishing(self)
+        self.finish_by = until
+        self.held = b""
+        if message:
+            self.write(message)
+        if self.unsent is None:
+            self.end_writing()
+        self.watch()
+
+    def close(self, reason: str) -> None:
+        """End the session at once."""
+        if not self.polled:
+            return
+        self._leave_backend()
+        self.close_socket()
+        self.host.client_gone(self, self.reason or reason)
+
+    def contain(self, error: BaseException) -> None:
+        """Close this client and its backend after an exception in the relay's code."""
+        self.host.internal_error(self, error)
+        self.feeding = False
+        backend = self.backend
+        if backend is not None:
+            self.part(backend)
+            self.host.discard(backend, "an internal error")
+        self.finish(
+            self.host.farewell(self, TOLD_INTERNAL, ""),
+            "internal error",
+            self.selector.now + FAREWELL_TIME,
+        )
+
+    def _without_backend(self, data: bytes) -> bytes:
+        """Deal with what needs no backend; the answer is empty, or begins with a message that needs one."""
+        front = self.front
+        while True:
+            dropped = front.discard(data)
+            if dropped:
+                data = data[dropped:]
+            if not data:
+                return b""
+            if len(data) >= 5 and front.malformed(data):
+                self._fault("a message with an impossible length")
+                return b""
+            if not front.whole(data):
+                self._hold(data)
+                return b""
+            if data[0] == F_TERMINATE:
+                self.close("the client disconnected")
+                return b""
+            if not front.skip_to_sync:
+                return data
+            front.skip_to_sync = False
+            self.write(READY_IDLE)
+            data = data[5:]
+
+    def _acquire(self, data: bytes) -> BackendLink | None:
+        """Take the pool's own idle backend, or ask; None when the client waits (`held`) or was refused."""
+        pool = self.pool
+        if pool.flags & ~FLAG_MODE == 0 and pool.idle:
+            entry = pool.idle.pop()
+            pool.counts[IDLE] -= 1
+            pool.counts[ACTIVE] += 1
+            entry.state = ACTIVE
+            backend = link_of(entry)
+            self._link(backend)
+            return backend
+        self.held = data
+        self.host.want_backend(self)
+        linked = self.backend
+        if linked is not None:
+            self.held = b""
+        return linked
+
+    def _after_refusal(self) -> bytes:
+        """Answer a refused request; the answer is what follows it, or empty when the client goes on waiting."""
+        message = self.refusal
+        if message is None:
+            return b""
+        self.refusal = None
+        data = self.held
+        self.held = b""
+        if not data or not self.polled:
+            return b""
+        self.write(message)
+        data = data[self.front.refuse(data) :]
+        if self.front.answered:
+            self.write(READY_IDLE)
+        return data
+
+    def _link(self, backend: BackendLink) -> None:
+        self.backend = backend
+        backend.client = self
+        self.linked_at = self.selector.now
+        if backend.applied is not self.parameters:
+            backend.apply(self.parameters)
+
+    def _forward(self, backend: BackendLink, data: bytes) -> bytes:
+        """Forward what may be forwarded; the answer is empty unless the backend was released with more to do."""
+        front = self.front
+        state = backend.state
+        count = front.scan(data, state)
+        if count == len(data):
+            backend.write(data)
+            data = b""
+        elif count:
+            backend.write(data[:count])
+            data = data[count:]
+        if backend.broken:
+            backend.lost("the server closed the connection")
+            return b""
+        if front.found != FOUND_NOTHING:
+            self._found()
+            return b""
+        if data:
+            self._hold(data)
+        if backend.unsent_size > HIGH_WATER:
+            self.watch()
+        if state.head == len(state.queue):
+            backend.try_release()
+        return b""
+
+    def _found(self) -> None:
+        """End the session at what the scan has found."""
+        front = self.front
+        if front.found == FOUND_TERMINATE:
+            backend = self.backend
+            if backend is not None and backend.state.owes():
+                # The server is to finish what it was asked, as if the client had been connected to it.
+                self.part(backend)
+                backend.leave()
+            self.close("the client disconnected")
+        elif front.found == FOUND_FAULT:
+            self._fault(front.fault)
+        else:
+            self.finish(
+                self.host.farewell(self, TOLD_UNKNOWN_UNNAMED, ""),
+                "refused",
+                self.selector.now + FAREWELL_TIME,
+            )
+
+    def _fault(self, text: str) -> None:
+        self.finish(
+            self.host.farewell(self, TOLD_FAULT, text),
+            "protocol violation",
+            self.selector.now + FAREWELL_TIME,
+        )
+
+    def _hold(self, data: bytes) -> None:
+        self.held = data
+        if len(data) > HELD_MOST:
+            self.watch()
+
+    def _drain(self) -> None:
+        self.flush()
+        if self.broken:
+            self._hang_up("the client closed the connection")
+            return
+        if self.finishing and self.unsent is None:
+            self.end_writing()
+            return
+        if self.unsent_size <= LOW_WATER:
+            backend = self.backend
+            if backend is not None:
+                backend.watch()
+            self.watch()
+
+    def _hang_up(self, reason: str) -> None:
+        self.close(reason)
+
+    def _leave_backend(self) -> None:
+        """Part from the backend or the queue: a clean backend goes back, any other is closed."""
+        if self.waiter is not None:
+            self.host.stop_waiting(self)
+            self.waiter = None
+        backend = self.backend
+        if backend is None:
+            return
+        dirty = (self.front.pins | backend.state.pins) & PINS_DIRTY != 0
+        clean = backend.between_transactions() and self.front.left == 0
+        self.part(backend)
+        if not clean:
+            self.host.discard(backend, "its client left in the middle of something")
+            return
+        if dirty or self.mode == MODE_SESSION:
+            backend.entry.flags |= FLAG_DIRTY
+        self.host.give_back(backend)
+
+    def part(self, backend: BackendLink) -> None:
+        self.backend = None
+        backend.client = None
+        if self.counted_pinned:
+            self.counted_pinned = False
+            self.pool.pinned -= 1

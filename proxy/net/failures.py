@@ -1,0 +1,11 @@
+"""From the table of errors to the wire."""
+
+from __future__ import annotations
+
+from proxy.errors import Failure
+from proxy.wire.reports import ErrorResponse
+
+
+def error_response(failure: Failure) -> bytes:
+    """Encode what a client is told."""
+    return ErrorResponse.build(failure.severity.value, failure.sqlstate, failure.message, hint=failure.hint).encode()

@@ -1,0 +1,299 @@
+"""Where links, pools and the mailbox meet: carries out the driver's wishes on links, and the links' on the driver.
+
+Everything here runs inside `select()` as well as in coroutines, so it never calls the loop: what needs a coroutine
+(opening a backend, sending a cancel request, a log line) is put into the selector's mailbox as a `Mail`.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Final
+
+from proxy.errors import (
+    BACKEND_LOST,
+    INTERNAL,
+    INVALID_OPTIONS,
+    NOT_READY,
+    POOL_PINNED,
+    PROTOCOL_VIOLATION,
+    QUEUE_TIMEOUT,
+    SERVER_DOWN,
+    STATEMENT_MODE_TRANSACTION,
+    SUSPENDED,
+    TERMINATED,
+    TOO_MANY_WAITING,
+    UNNAMED_STATEMENT_GONE,
+    Failure,
+    Severity,
+)
+from proxy.net.backend_link import TERMINATE, BackendLink, link_of
+from proxy.net.client_link import ClientLink
+from proxy.net.failures import error_response
+from proxy.net.link_host import (
+    FAREWELL_TIME,
+    TOLD_BACKEND_LOST,
+    TOLD_FAULT,
+    TOLD_SETTING_REFUSED,
+    TOLD_STATEMENT_MODE,
+    TOLD_UNKNOWN_UNNAMED,
+    LinkHost,
+)
+from proxy.net.probe import Probe
+from proxy.net.relay_loop import RelaySelector
+from proxy.net.stream import Stream
+from proxy.pool.allocator import REFUSED_HELD_BACK, REFUSED_QUEUE_FULL, REFUSED_SERVER_DOWN
+from proxy.pool.ledger import (
+    FLAG_DIRTY,
+    FLAG_OBSOLETE,
+    RESETTING,
+    WAIT_NAMES,
+    BackendEntry,
+    NodeLedger,
+    PoolLedger,
+    Waiter,
+)
+from proxy.pool.pool import NEVER, Effects, PoolDriver
+
+MAIL_OPEN: Final = 1
+MAIL_CANCEL: Final = 2
+MAIL_CLIENT_GONE: Final = 3
+MAIL_BACKEND_GONE: Final = 4
+MAIL_PROBED: Final = 5
+MAIL_ERROR: Final = 6
+MAIL_STATUS_CHANGED: Final = 7
+
+
+class Mail:
+    """Something for the coroutine side to do; `subject` is what the kind says, `text` a reason."""
+
+    def __init__(self, kind: int, subject: object, text: str = "") -> None:
+        self.kind = kind
+        self.subject = subject
+        self.text = text
+
+
+class Hub(Effects, LinkHost):
+    """All links of one node."""
+
+    def __init__(self, selector: RelaySelector, node: NodeLedger, foreign_wait: float) -> None:
+        self.selector = selector
+        self.node = node
+        self.driver = PoolDriver(node, self, foreign_wait)
+        self.internal_errors = 0
+        self.finishing: dict[ClientLink, None] = {}
+
+    def post(self, kind: int, subject: object, text: str = "") -> None:
+        """Leave something for the coroutine side."""
+        self.selector.mailbox.append(Mail(kind, subject, text))
+
+    # What the driver asks.
+
+    def open(self, entry: BackendEntry) -> None:
+        """See `Effects`."""
+        self.post(MAIL_OPEN, entry)
+
+    def close(self, entry: BackendEntry, reason: str) -> None:
+        """See `Effects`.  A server that is still busy is sent a cancel request, so that it notices."""
+        link = link_of(entry)
+        self._end_task(link, reason)
+        if not link.polled:
+            return
+        if link.state.owes():
+            self.post(MAIL_CANCEL, entry)
+        elif link.unsent is None:
+            link.write(TERMINATE)
+        link.end_writing()
+        link.watch()
+
+    def reset(self, entry: BackendEntry) -> None:
+        """See `Effects`."""
+        link_of(entry).reset()
+
+    def grant(self, waiter: Waiter, entry: BackendEntry) -> None:
+        """See `Effects`.  A fault in the new owner is its own, not that of whoever released the backend."""
+        link = link_of(entry)
+        owner = waiter.owner
+        if isinstance(owner, ClientLink):
+            try:
+                owner.granted(link)
+            except Exception as error:  # noqa: BLE001 - it must not close the client whose release granted
+                owner.contain(error)
+        elif isinstance(owner, Probe):
+            owner.begin(link)
+            link.task = owner
+            link.apply(owner.parameters)
+            if not link.state.swallowing_own:
+                self.settled(link)
+
+    def refuse(self, waiter: Waiter, reason: int) -> None:
+        """See `Effects`."""
+        failure = self.refusal(waiter, reason)
+        waiter.pool.counters.count_error(failure.sqlstate)
+        owner = waiter.owner
+        if isinstance(owner, ClientLink):
+            try:
+                if failure.severity is Severity.FATAL:
+                    owner.waiter = None
+                    owner.finish(error_response(failure), failure.spec.name, self.selector.now + FAREWELL_TIME)
+                else:
+                    owner.refused(error_response(failure))
+            except Exception as error:  # noqa: BLE001 - as in `grant`
+                owner.contain(error)
+        elif isinstance(owner, Probe):
+            owner.fail(failure)
+            self.post(MAIL_PROBED, owner)
+
+    def refusal(self, waiter: Waiter, reason: int) -> Failure:
+        """Say in the words of the error table why there is no backend."""
+        pool = waiter.pool
+        tenant = pool.tenant
+        if reason == REFUSED_HELD_BACK:
+            return held_back(pool)
+        if reason == REFUSED_QUEUE_FULL:
+            return Failure(TOO_MANY_WAITING, tenant=tenant.slug, limit=tenant.max_waiting)
+        if reason == REFUSED_SERVER_DOWN:
+            return Failure(SERVER_DOWN, tenant=tenant.slug, reason=pool.last_error or "the last connection failed")
+        seconds = pool.queue_wait_timeout
+        if tenant.held > 0 and pool.pinned >= tenant.pool_size:
+            return Failure(
+                POOL_PINNED, tenant=tenant.slug, seconds=seconds, pinned=pool.pinned, pool_size=tenant.pool_size
+            )
+        return Failure(
+            QUEUE_TIMEOUT, tenant=tenant.slug, seconds=seconds, reason=f"it waited for {WAIT_NAMES[waiter.reason]}"
+        )
+
+    # What the links ask.
+
+    def want_backend(self, client: ClientLink) -> None:
+        """See `LinkHost`."""
+        pool = client.pool
+        now = self.selector.now
+        waiter = Waiter(pool, now, now + pool.queue_wait_timeout if pool.queue_wait_timeout else NEVER, client)
+        client.waiter = waiter
+        self.driver.request(waiter, now)
+
+    def stop_waiting(self, client: ClientLink) -> None:
+        """See `LinkHost`."""
+        waiter = client.waiter
+        if waiter is not None:
+            self.driver.abandon(waiter)
+
+    def give_back(self, backend: BackendLink) -> None:
+        """See `LinkHost`."""
+        self.driver.release(backend.entry, self.selector.now)
+
+    def discard(self, backend: BackendLink, reason: str) -> None:
+        """See `LinkHost`."""
+        self.driver.close(backend.entry, reason, self.selector.now)
+
+    def backend_gone(self, backend: BackendLink, reason: str) -> None:
+        """See `LinkHost`."""
+        entry = backend.entry
+        if not entry.close_reason:
+            entry.close_reason = reason
+            self.post(MAIL_BACKEND_GONE, entry, reason)
+        self._end_task(backend, reason)
+        self.driver.closed(entry, self.selector.now)
+
+    def client_gone(self, client: ClientLink, reason: str) -> None:
+        """See `LinkHost`."""
+        self.finishing.pop(client, None)
+        self.post(MAIL_CLIENT_GONE, client, reason)
+
+    def client_finishing(self, client: ClientLink) -> None:
+        """See `LinkHost`."""
+        self.finishing[client] = None
+
+    def settled(self, backend: BackendLink) -> None:
+        """See `LinkHost`."""
+        entry = backend.entry
+        error = backend.state.swallowed_error
+        backend.state.swallowed_error = b""
+        task = backend.task
+        if isinstance(task, Probe):
+            backend.task = None
+            task.end(backend, error)
+            self.post(MAIL_PROBED, task)
+            if error:
+                # Some of the settings may have taken effect.
+                backend.entry.flags |= FLAG_DIRTY
+            self.driver.release(entry, self.selector.now)
+        elif error:
+            self.driver.close(entry, "it refused DISCARD ALL", self.selector.now)
+        elif entry.state == RESETTING:
+            self.driver.reset_done(entry, self.selector.now)
+
+    def status_changed(self, backend: BackendLink) -> None:
+        """See `LinkHost`."""
+        self.post(MAIL_STATUS_CHANGED, backend.entry)
+
+    def farewell(self, client: ClientLink, why: int, text: str) -> bytes:
+        """See `LinkHost`."""
+        slug = client.pool.tenant.slug
+        if why == TOLD_BACKEND_LOST:
+            failure = Failure(BACKEND_LOST)
+        elif why == TOLD_FAULT:
+            failure = Failure(PROTOCOL_VIOLATION, reason=text)
+        elif why == TOLD_STATEMENT_MODE:
+            failure = Failure(STATEMENT_MODE_TRANSACTION, tenant=slug)
+        elif why == TOLD_UNKNOWN_UNNAMED:
+            failure = Failure(UNNAMED_STATEMENT_GONE)
+        elif why == TOLD_SETTING_REFUSED:
+            failure = Failure(INVALID_OPTIONS, reason=text)
+        else:
+            failure = Failure(INTERNAL)
+        client.pool.counters.count_error(failure.sqlstate)
+        return error_response(failure)
+
+    def internal_error(self, link: Stream, error: BaseException) -> None:
+        """See `LinkHost`."""
+        self.internal_errors += 1
+        self.post(MAIL_ERROR, link, "".join(traceback.format_exception(error)))
+
+    # What the coroutine side asks.
+
+    def backend_ready(self, link: BackendLink) -> None:
+        """Take a backend into service that has just logged in."""
+        entry = link.entry
+        entry.link = link
+        self.selector.add(link, link.reading())
+        if entry.generation != entry.pool.generation or entry.server is not entry.pool.server:
+            entry.flags |= FLAG_OBSOLETE
+        self.driver.opened(entry, self.selector.now)
+
+    def sweep(self, now: float) -> None:
+        """Close the clients whose time to take their last message is over."""
+        for client in list(self.finishing):
+            if client.finish_by <= now:
+                client.close("it did not close in time")
+
+    def terminate(self, client: ClientLink, failure: Failure) -> None:
+        """End a client's session with an error."""
+        client.finish(error_response(failure), failure.spec.name, self.selector.now + FAREWELL_TIME)
+
+    def cancel_queued(self, client: ClientLink, failure: Failure) -> bool:
+        """Refuse what a client is waiting with; False when it does not wait."""
+        waiter = client.waiter
+        if waiter is None or not self.driver.abandon(waiter):
+            return False
+        client.refused(error_response(failure))
+        return True
+
+    def _end_task(self, link: BackendLink, reason: str) -> None:
+        task = link.task
+        if isinstance(task, Probe):
+            link.task = None
+            task.fail(Failure(SERVER_DOWN, tenant=link.entry.pool.tenant.slug, reason=reason))
+            self.post(MAIL_PROBED, task)
+
+
+def held_back(pool: PoolLedger) -> Failure:
+    """Say why a tenant is not served now."""
+    state = pool.held_back_state
+    if state == "SUSPENDED":
+        return Failure(SUSPENDED, tenant=pool.tenant.slug)
+    if not state:
+        return Failure(TERMINATED, reason=f'tenant "{pool.tenant.slug}" was removed')
+    return Failure(NOT_READY, tenant=pool.tenant.slug, state=state)

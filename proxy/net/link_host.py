@@ -1,0 +1,81 @@
+"""What links ask of the room that holds them all together, and the reasons they give.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from mypy_extensions import trait
+
+from proxy.net.stream import Stream
+
+if TYPE_CHECKING:
+    from proxy.net.backend_link import BackendLink
+    from proxy.net.client_link import ClientLink
+
+FAREWELL_TIME: Final = 2.0
+"""Seconds that a client has to take its last message and close."""
+
+# What a client is told when the proxy ends its session (see `LinkHost.farewell`).
+TOLD_BACKEND_LOST: Final = 1
+TOLD_FAULT: Final = 2
+TOLD_INTERNAL: Final = 3
+TOLD_STATEMENT_MODE: Final = 4
+TOLD_UNKNOWN_UNNAMED: Final = 5
+TOLD_SETTING_REFUSED: Final = 6
+
+MODE_TRANSACTION: Final = 0
+MODE_SESSION: Final = 1
+MODE_STATEMENT: Final = 2
+
+
+@trait
+class LinkHost:
+    """What links ask of the room that holds them all together.  Nothing here may call the event loop."""
+
+    @abstractmethod
+    def want_backend(self, client: ClientLink) -> None:
+        """Queue a client for a backend; the answer is `ClientLink.granted` or `refused`, at once or later."""
+
+    @abstractmethod
+    def stop_waiting(self, client: ClientLink) -> None:
+        """Take a client out of the queue."""
+
+    @abstractmethod
+    def give_back(self, backend: BackendLink) -> None:
+        """Release a backend by asking the planner."""
+
+    @abstractmethod
+    def discard(self, backend: BackendLink, reason: str) -> None:
+        """Close a backend that must never be used again."""
+
+    @abstractmethod
+    def backend_gone(self, backend: BackendLink, reason: str) -> None:
+        """Note that a server has closed this backend's connection."""
+
+    @abstractmethod
+    def client_gone(self, client: ClientLink, reason: str) -> None:
+        """Note that a client's session has ended."""
+
+    @abstractmethod
+    def client_finishing(self, client: ClientLink) -> None:
+        """Note that a client has been sent its last message and is to close before its `finish_by`."""
+
+    @abstractmethod
+    def status_changed(self, backend: BackendLink) -> None:
+        """Note that an idle server has reported another value of a parameter."""
+
+    @abstractmethod
+    def settled(self, backend: BackendLink) -> None:
+        """Note that a backend without a client has answered the proxy's own statement."""
+
+    @abstractmethod
+    def farewell(self, client: ClientLink, why: int, text: str) -> bytes:
+        """The ErrorResponse with which a session ends."""
+
+    @abstractmethod
+    def internal_error(self, link: Stream, error: BaseException) -> None:
+        """Count and log an exception that was contained."""

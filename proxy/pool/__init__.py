@@ -1,0 +1,1 @@
+"""Who may hold a backend: counts, caps and the policy that hands backends on."""

@@ -1,0 +1,1 @@
+"""What the proxy knows of a conversation: relay rules, pins, parameters; sans-IO."""

@@ -1,0 +1,99 @@
+"""Startup parameters: what a client asked for when it connected, and how a backend is brought in line with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_PARAMETERS = 64
+"""Most settings one client may ask for at startup."""
+
+
+class ParameterSet:
+    """The settings of one kind of client: (name, value) pairs as bytes, names unique whatever their case.
+
+    Sets are interned by `ParameterTable`, so that two clients with the same settings share one object and the relay
+    compares by identity.
+    """
+
+    __slots__ = ("pairs", "values")
+
+    def __init__(self, pairs: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.pairs = pairs
+        self.values = {name.lower(): (name, value) for name, value in pairs}
+
+    def __repr__(self) -> str:
+        return f"ParameterSet({', '.join(name.decode('utf-8', 'replace') for name, _ in self.pairs)})"
+
+
+def parameter_pairs(
+    pairs: Iterable[tuple[bytes, bytes]],
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Bring settings into their canonical form: the last value of each name, in the order of names.
+
+    Raises ValueError for more than `MAX_PARAMETERS`, or for an empty name.
+    """
+    latest: dict[bytes, tuple[bytes, bytes]] = {}
+    for name, value in pairs:
+        if not name:
+            raise ValueError("a setting without a name")
+        latest[name.lower()] = (name, value)
+        if len(latest) > MAX_PARAMETERS:
+            raise ValueError(f"more than {MAX_PARAMETERS} settings")
+    return tuple(latest[key] for key in sorted(latest))
+
+
+class ParameterTable:
+    """Interns parameter sets; holds at most `limit`, dropping the least recently asked for.
+
+    A dropped set goes on living in the clients that have it, and an equal one made later merely costs a needless
+    change of settings.
+    """
+
+    def __init__(self, limit: int = 4096) -> None:
+        self.empty = ParameterSet(())
+        self._limit = limit
+        self._sets: dict[tuple[tuple[bytes, bytes], ...], ParameterSet] = {(): self.empty}
+
+    def intern(self, pairs: Iterable[tuple[bytes, bytes]]) -> ParameterSet:
+        """Return the one set for these pairs; raises ValueError as `parameter_pairs` does."""
+        canonical = parameter_pairs(pairs)
+        if not canonical:
+            return self.empty
+        found = self._sets.pop(canonical, None)
+        if found is None:
+            found = ParameterSet(canonical)
+            if len(self._sets) > self._limit:
+                del self._sets[next(key for key in self._sets if key)]
+        self._sets[canonical] = found
+        return found
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+
+def switch_statement(old: ParameterSet, new: ParameterSet) -> bytes:
+    """Write the SQL that takes a backend from one set to the other, differences only; `b""` when there are none.
+
+    `set_config` takes a value in the very form that a startup packet has it, lists included, which SET does not.
+    """
+    parts = [b"RESET " + _quoted_name(name) for key, (name, _) in old.values.items() if key not in new.values]
+    calls = [
+        b"pg_catalog.set_config(" + _literal(name) + b", " + _literal(value) + b", false)"
+        for key, (name, value) in new.values.items()
+        if key not in old.values or old.values[key][1] != value
+    ]
+    if calls:
+        parts.append(b"SELECT " + b", ".join(calls))
+    return b"; ".join(parts)
+
+
+def _quoted_name(name: bytes) -> bytes:
+    return b".".join(b'"' + part.replace(b'"', b'""') + b'"' for part in name.split(b"."))
+
+
+def _literal(value: bytes) -> bytes:
+    """Quote a string so that it means the same whatever `standard_conforming_strings` says."""
+    quoted = value.replace(b"'", b"''")
+    if b"\\" in quoted:
+        return b" E'" + quoted.replace(b"\\", b"\\\\") + b"'"
+    return b"'" + quoted + b"'"

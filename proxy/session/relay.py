@@ -1,0 +1,324 @@
+"""The relay rules of a client: what its messages will owe, what pins it, and what needs no backend at all.
+
+`FrontState` belongs to a client for the whole of its session.  It scans a chunk once, without copying, notes in the
+backend's reply queue what each message owes, and answers how much may be forwarded as it is; what is left over is
+the beginning of a message that has to be seen whole (at most `HOLD_LIMIT` bytes) and comes back with the next chunk.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mypy_extensions import i64
+
+from proxy.session.markers import session_markers
+from proxy.session.replies import (
+    HOLD_LIMIT,
+    OWE_BIND,
+    OWE_CLOSE,
+    OWE_CLOSE_STATEMENT,
+    OWE_DESCRIBE,
+    OWE_EXECUTE,
+    OWE_FUNCTION,
+    OWE_PARSE,
+    OWE_QUERY,
+    PIN_DOUBT,
+    PIN_STATEMENT,
+    PIN_UNNAMED,
+    BackState,
+)
+from proxy.wire.framing import (
+    F_BIND,
+    F_CLOSE,
+    F_COPY_DATA,
+    F_COPY_DONE,
+    F_COPY_FAIL,
+    F_DESCRIBE,
+    F_EXECUTE,
+    F_FLUSH,
+    F_FUNCTION,
+    F_PARSE,
+    F_QUERY,
+    F_SYNC,
+    F_TERMINATE,
+)
+
+MAX_FRAME: Final = 0x3FFFFFFF
+"""The longest frame a client may send; PostgreSQL's own limit (`PQ_LARGE_MESSAGE_LIMIT`)."""
+MAX_NAMED: Final = 1000
+"""Named statements remembered per client; beyond it the client stays pinned until it disconnects."""
+MAX_NAME: Final = 256
+
+# What a scan found besides bytes to forward.
+FOUND_NOTHING: Final = 0
+FOUND_TERMINATE: Final = 1
+FOUND_FAULT: Final = 2
+FOUND_UNKNOWN_UNNAMED: Final = 3
+
+_S: Final = 0x53
+
+
+class FrontState:
+    """A client's side of the conversation: what it is in the middle of sending, and what pins it."""
+
+    def __init__(self, ident: i64) -> None:
+        self.ident: i64 = ident
+        self.left: i64 = 0
+        self.left_kind: i64 = 0
+        self.dropping: bool = False
+        self.skip_to_sync: bool = False
+        self.answered: bool = False
+        self.found: i64 = FOUND_NOTHING
+        self.fault: str = ""
+        self.tail: bytes = b""
+        self.pins: i64 = 0
+        self.names: set[bytes] | None = None
+        self.batch_parsed: bool = False
+        self.batch_bound: bool = False
+
+    def whole(self, data: bytes) -> bool:
+        """Say whether `data` begins with something that can be judged now, so that a backend is worth taking."""
+        end: i64 = len(data)
+        if end < 5:
+            return False
+        if data[0] == F_COPY_DATA:
+            return True
+        size: i64 = (i64(data[1]) << 24) | (i64(data[2]) << 16) | (i64(data[3]) << 8) | i64(data[4])
+        return 1 + size <= end or end >= HOLD_LIMIT or size < 4 or size > MAX_FRAME
+
+    def malformed(self, data: bytes) -> bool:
+        """Say whether the length at the beginning of `data` (5 bytes or more) is impossible."""
+        size: i64 = (i64(data[1]) << 24) | (i64(data[2]) << 16) | (i64(data[3]) << 8) | i64(data[4])
+        return size < 4 or size > MAX_FRAME
+
+    def discard(self, data: bytes) -> i64:
+        """Drop from the beginning of `data` what needs no backend, and return how many bytes that was.
+
+        Those are the messages of a copy that is over (the server ignores them too), a Flush of nothing, and, after
+        the proxy itself has refused a request in extended mode (`skip_to_sync`), everything up to the Sync, which is
+        left for the caller to answer.  The rest begins with a message for a backend, is incomplete, or is Terminate.
+        """
+        pos: i64 = 0
+        end: i64 = len(data)
+        if self.dropping:
+            if self.left > end:
+                self.left -= end
+                return end
+            pos = self.left
+            self.left = 0
+            self.dropping = False
+        while pos + 5 <= end:
+            kind: i64 = data[pos]
+            size: i64 = (
+                (i64(data[pos + 1]) << 24) | (i64(data[pos + 2]) << 16) | (i64(data[pos + 3]) << 8) | i64(data[pos + 4])
+            )
+            if size < 4 or size > MAX_FRAME or kind == F_TERMINATE:
+                break
+            idle_copy: bool = kind == F_COPY_DATA or kind == F_COPY_DONE or kind == F_COPY_FAIL or kind == F_FLUSH
+            if not idle_copy and (not self.skip_to_sync or kind == F_SYNC):
+                break
+            after: i64 = pos + 1 + size
+            if after > end:
+                self.left = after - end
+                self.dropping = True
+                return end
+            pos = after
+        return pos
+
+    def refuse(self, data: bytes) -> i64:
+        """Drop the request at the beginning of `data`, which the proxy has answered with an error of its own.
+
+        Returns how many bytes were dropped.  A Query or FunctionCall is dropped alone, and the caller answers
+        ReadyForQuery (`answered`); of an extended request all is dropped up to its Sync, by `discard`.
+        """
+        kind: i64 = data[0]
+        self.answered = kind == F_QUERY or kind == F_FUNCTION
+        if not self.answered:
+            self.skip_to_sync = True
+            return 0
+        end: i64 = len(data)
+        size: i64 = (i64(data[1]) << 24) | (i64(data[2]) << 16) | (i64(data[3]) << 8) | i64(data[4])
+        if 1 + size > end:
+            self.left = 1 + size - end
+            self.dropping = True
+            return end
+        return 1 + size
+
+    def scan(self, data: bytes, back: BackState) -> i64:
+        """Judge `data`, note in `back` what it will owe, and return how many bytes to forward to the backend.
+
+        Sets `found` when the scan ended at a Terminate (which is not counted in), at a fault (`fault` says which), or
+        at the use of an unnamed statement that this client has not parsed on this backend.
+        """
+        pos: i64 = 0
+        end: i64 = len(data)
+        texts: bool = False
+        if self.left:
+            texts = self.left_kind == F_QUERY or self.left_kind == F_PARSE
+            if self.left > end:
+                self.left -= end
+                if texts:
+                    self._markers(data, end)
+                return end
+            pos = self.left
+            self.left = 0
+        while pos + 5 <= end:
+            kind: i64 = data[pos]
+            size: i64 = (
+                (i64(data[pos + 1]) << 24) | (i64(data[pos + 2]) << 16) | (i64(data[pos + 3]) << 8) | i64(data[pos + 4])
+            )
+            if size < 4 or size > MAX_FRAME:
+                self.found = FOUND_FAULT
+                self.fault = "a message with an impossible length"
+                break
+            after: i64 = pos + 1 + size
+            if kind == F_COPY_DATA:
+                if after > end:
+                    self.left = after - end
+                    self.left_kind = kind
+                    pos = end
+                    break
+                pos = after
+                continue
+            if after > end and end - pos < HOLD_LIMIT:
+                break
+            if kind == F_QUERY:
+                texts = True
+                if back.copy_in:
+                    self._inside_copy(back)
+                back.owe(OWE_QUERY)
+            elif kind == F_TERMINATE:
+                self.found = FOUND_TERMINATE
+                break
+            elif not self._account(kind, data, pos, min(end, after), back):
+                break
+            elif kind == F_PARSE:
+                texts = True
+            if after > end:
+                self.left = after - end
+                self.left_kind = kind
+                pos = end
+                break
+            pos = after
+        if texts:
+            self._markers(data, pos)
+        elif self.tail:
+            self.tail = b""
+        return pos
+
+    def _account(self, kind: i64, data: bytes, pos: i64, end: i64, back: BackState) -> bool:
+        """Note one message that is not Query; False when the scan must end before it."""
+        if kind == F_SYNC:
+            self._batch_ends()
+            back.forwarded_sync()
+            return True
+        if kind == F_FLUSH:
+            return True
+        if kind == F_COPY_DONE or kind == F_COPY_FAIL:
+            back.forwarded_copy_end()
+            return True
+        if back.copy_in:
+            self._inside_copy(back)
+        if kind == F_FUNCTION:
+            back.owe(OWE_FUNCTION)
+            return True
+        if kind == F_PARSE:
+            if end > pos + 5 and data[pos + 5] != 0:
+                self._named(data, pos + 5, end)
+            else:
+                self.batch_parsed = True
+                self.batch_bound = False
+                back.unnamed_owner = self.ident
+            back.open_batch = True
+            back.owe(OWE_PARSE)
+            return True
+        if kind == F_BIND:
+            if not self._bind(data, pos, end, back):
+                return False
+            back.owe(OWE_BIND)
+        elif kind == F_DESCRIBE:
+            if end - pos == 7 and data[pos + 5] == _S and back.unnamed_owner != self.ident:
+                self.found = FOUND_UNKNOWN_UNNAMED
+                return False
+            back.owe(OWE_DESCRIBE)
+        elif kind == F_EXECUTE:
+            back.owe(OWE_EXECUTE)
+        elif kind == F_CLOSE:
+            self._close(data, pos, end, back)
+        else:
+            self.found = FOUND_FAULT
+            self.fault = "an unknown message type"
+            return False
+        back.open_batch = True
+        return True
+
+    def _bind(self, data: bytes, pos: i64, end: i64, back: BackState) -> bool:
+        """Refuse a Bind to an unnamed statement which another client left in this backend."""
+        after_portal: i64 = data.find(b"\0", pos + 5, end) + 1
+        if after_portal == 0 or after_portal >= end or data[after_portal] != 0:
+            return True
+        if back.unnamed_owner != self.ident:
+            self.found = FOUND_UNKNOWN_UNNAMED
+            return False
+        self.batch_bound = True
+        return True
+
+    def _batch_ends(self) -> None:
+        """Keep the backend of a client that has parsed an unnamed statement and has yet to bind it."""
+        if self.batch_bound:
+            self.pins &= ~PIN_UNNAMED
+        elif self.batch_parsed:
+            self.pins |= PIN_UNNAMED
+        self.batch_parsed = False
+        self.batch_bound = False
+
+    def _named(self, data: bytes, pos: i64, end: i64) -> None:
+        self.pins |= PIN_STATEMENT
+        stop: i64 = data.find(b"\0", pos, end)
+        if self.names is None:
+            self.names = set()
+        if stop < 0 or stop - pos > MAX_NAME or len(self.names) >= MAX_NAMED:
+            # A statement that cannot be remembered is never seen to be closed: the pin stays.
+            self.names.add(b"")
+        else:
+            self.names.add(data[pos:stop])
+
+    def _close(self, data: bytes, pos: i64, end: i64, back: BackState) -> None:
+        # Only statements matter: portals end with the transaction.
+        if self.names is not None and end > pos + 5 and data[pos + 5] == _S and not back.skipping:
+            stop: i64 = data.find(b"\0", pos + 6, end)
+            if stop > pos + 6:
+                back.closing_names.append(data[pos + 6 : stop])
+                back.owe(OWE_CLOSE_STATEMENT)
+                return
+        back.owe(OWE_CLOSE)
+
+    def closed(self, back: BackState) -> None:
+        """Take note of the statements whose CloseComplete has come, and unpin after the last."""
+        names = self.names
+        if names is not None:
+            for name in back.closed_names:
+                names.discard(name)
+            if not names:
+                self.names = None
+                self.pins &= ~PIN_STATEMENT
+        back.closed_names.clear()
+
+    def _inside_copy(self, back: BackState) -> None:
+        """Keep the backend for good: the server answers this message, or eats it, as its copy happens to stand."""
+        back.doubt = True
+        back.pins |= PIN_DOUBT
+
+    def _markers(self, data: bytes, end: i64) -> None:
+        """Look for the words of session state in statements that have just passed."""
+        text = data if end == len(data) else data[:end]
+        if self.tail:
+            text = self.tail + text
+            self.tail = b""
+        text = text.lower()
+        if b"temp" in text or b"set_config" in text or b"advisory" in text or b" hold" in text:
+            self.pins |= session_markers(text)
+        if self.left:
+            self.tail = text[-24:]

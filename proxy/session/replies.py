@@ -1,0 +1,443 @@
+"""The reply queue of a backend: what it owes, and when it may be given to someone else.
+
+`BackState` reads the bytes that a server sends, once and without copying, and answers how much of a chunk may be
+forwarded as it is; what is left over is the beginning of a frame that has to be seen whole and comes back with the
+next chunk.  The rules are those of the PostgreSQL documentation, "Message Flow", and of `PostgresMain()`, which
+decides what a server skips after an error and while it copies in.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mypy_extensions import i64
+
+from proxy.wire.framing import (
+    B_AUTHENTICATION,
+    B_BACKEND_KEY_DATA,
+    B_BIND_COMPLETE,
+    B_CLOSE_COMPLETE,
+    B_COMMAND_COMPLETE,
+    B_COPY_BOTH,
+    B_COPY_DATA,
+    B_COPY_DONE,
+    B_COPY_IN,
+    B_COPY_OUT,
+    B_DATA_ROW,
+    B_EMPTY_QUERY,
+    B_ERROR,
+    B_FUNCTION_RESULT,
+    B_NO_DATA,
+    B_NOTICE,
+    B_NOTIFICATION,
+    B_PARAMETER_DESCRIPTION,
+    B_PARAMETER_STATUS,
+    B_PARSE_COMPLETE,
+    B_PORTAL_SUSPENDED,
+    B_READY,
+    B_ROW_DESCRIPTION,
+    STATUS_FAILED,
+    STATUS_IDLE,
+    STATUS_TRANSACTION,
+)
+
+HOLD_LIMIT: Final = 8192
+"""The longest beginning of a frame that is held back until it can be judged, in bytes."""
+MAX_STATUS_FRAME: Final = 65536
+"""The longest ParameterStatus or ReadyForQuery accepted from a server."""
+MAX_ERRORS: Final = 16
+"""Errors of one chunk whose SQLSTATE is counted."""
+
+# What a forwarded message owes.
+OWE_QUERY: Final = 1
+OWE_SYNC: Final = 2
+OWE_FUNCTION: Final = 3
+OWE_PARSE: Final = 4
+OWE_BIND: Final = 5
+OWE_DESCRIBE: Final = 6
+OWE_EXECUTE: Final = 7
+OWE_CLOSE: Final = 8
+OWE_CLOSE_STATEMENT: Final = 9
+COPY_END: Final = 10
+"""Not a debt: the place in the queue where CopyDone or CopyFail was forwarded before CopyInResponse was seen."""
+SWALLOW: Final = 64
+"""Added to a debt whose replies are for the proxy and not for the client."""
+
+# Why a client keeps its backend beyond the transaction.
+PIN_SET: Final = 1
+PIN_LISTEN: Final = 2
+PIN_PREPARE: Final = 4
+PIN_TEMPORARY: Final = 8
+PIN_HOLD: Final = 16
+PIN_ADVISORY: Final = 32
+PIN_SET_CONFIG: Final = 64
+PIN_LOAD: Final = 128
+PIN_STATEMENT: Final = 256
+PIN_UNNAMED: Final = 512
+PIN_DOUBT: Final = 1024
+PIN_SESSION: Final = 2048
+PINS_DIRTY: Final = 511
+"""The pins that leave something in the backend which DISCARD ALL removes."""
+
+_C: Final = 0x43
+_L: Final = 0x4C
+_P: Final = 0x50
+_R: Final = 0x52
+_S: Final = 0x53
+_T: Final = 0x54
+
+
+class BackState:
+    """A backend's side of the conversation: what it owes, and in which state that leaves it."""
+
+    def __init__(self) -> None:
+        self.queue: list[int] = []
+        self.head: i64 = 0
+        self.closing_names: list[bytes] = []
+        self.skipping: bool = False
+        self.copy_in: bool = False
+        self.sync_dropped: bool = False
+        self.open_batch: bool = False
+        self.doubt: bool = False
+        self.status: i64 = STATUS_IDLE
+        self.left: i64 = 0
+        self.fault: str = ""
+        self.params: dict[bytes, bytes] = {}
+        self.params_changed: bool = False
+        self.swallowing: bool = False
+        self.swallowing_own: bool = False
+        self.remarks: bool = False
+        self.fatal: bool = False
+        self.readies: i64 = 0
+        self.swallowed_error: bytes = b""
+        self.pins: i64 = 0
+        self.queries: i64 = 0
+        self.errors: list[bytes] = []
+        self.closed_names: list[bytes] = []
+        self.unnamed_owner: i64 = 0
+
+    def owes(self) -> bool:
+        """Say whether any reply is outstanding."""
+        return self.head < len(self.queue)
+
+    def releasable(self) -> bool:
+        """Say whether this backend is between transactions with nothing outstanding."""
+        return (
+            self.status == STATUS_IDLE
+            and self.head == len(self.queue)
+            and self.left == 0
+            and not self.open_batch
+            and not self.copy_in
+            and not self.doubt
+            and not self.skipping
+        )
+
+    def inject_query(self) -> None:
+        """Note a Query of the proxy's own, whose replies are swallowed."""
+        self.queue.append(OWE_QUERY | SWALLOW)
+        self.swallowed_error = b""
+        self.swallowing_own = True
+
+    def owe(self, debt: int) -> None:
+        """Note that a message was forwarded which owes `debt`; nothing is owed while the server skips to Sync."""
+        if not self.skipping:
+            self.queue.append(debt)
+
+    def forwarded_sync(self) -> None:
+        """Note a forwarded Sync, which a server that copies in ignores."""
+        if self.copy_in:
+            self.sync_dropped = True
+            return
+        self.skipping = False
+        self.open_batch = False
+        self.queue.append(OWE_SYNC)
+
+    def forwarded_copy_end(self) -> None:
+        """Note a forwarded CopyDone or CopyFail; before CopyInResponse is seen its place in the queue matters."""
+        if self.copy_in:
+            self.copy_in = False
+        elif self.head < len(self.queue):
+            self.queue.append(COPY_END)
+
+    def scan(self, data: bytes, start: i64) -> i64:
+        """Judge the bytes of `data` from `start` on and return how many of them are dealt with.
+
+        They are to be forwarded, unless `swallowing` is set, in which case they are the proxy's own.  A return of
+        0 means that the rest has to be kept until more has come.  `fault` is set, and the backend must be closed,
+        when the server says something that cannot follow.
+        """
+        pos: i64 = start
+        end: i64 = len(data)
+        if self.left:
+            if self.left > end - pos:
+                self.left -= end - pos
+                return end - start
+            pos += self.left
+            self.left = 0
+        owed: bool = self.head < len(self.queue)
+        self.swallowing = owed and (self.queue[self.head] & SWALLOW) != 0
+        while pos + 5 <= end:
+            kind: i64 = data[pos]
+            size: i64 = (
+                (i64(data[pos + 1]) << 24) | (i64(data[pos + 2]) << 16) | (i64(data[pos + 3]) << 8) | i64(data[pos + 4])
+            )
+            if size < 4 or size > 0x7FFFFFFF:
+                self.fault = "a frame with an impossible length"
+                break
+            after: i64 = pos + 1 + size
+            if kind == B_DATA_ROW or kind == B_COPY_DATA:
+                if not owed and not self.doubt:
+                    self.fault = "data that nobody asked for"
+                    break
+                if after > end:
+                    self.left = after - end
+                    pos = end
+                    break
+                pos = after
+                continue
+            if after > end and not self._may_stream(kind, size, end - pos):
+                break
+            was_swallowing: bool = self.swallowing
+            self._account(kind, data, pos, min(end, after))
+            if self.fault:
+                break
+            if after > end:
+                self.left = after - end
+                pos = end
+                break
+            pos = after
+            if kind == B_READY:
+                owed = self.head < len(self.queue)
+                if was_swallowing:
+                    break
+                self.swallowing = owed and (self.queue[self.head] & SWALLOW) != 0
+                if self.swallowing:
+                    self.swallowing = False
+                    break
+        return pos - start
+
+    def _may_stream(self, kind: i64, size: i64, available: i64) -> bool:
+        """Say whether a frame that has not come whole may be judged by its beginning."""
+        if kind == B_READY or kind == B_PARAMETER_STATUS:
+            if size > MAX_STATUS_FRAME:
+                self.fault = "an oversized status frame"
+            return False
+        return available >= HOLD_LIMIT
+
+    def _account(self, kind: i64, data: bytes, pos: i64, end: i64) -> None:
+        if self.doubt:
+            self._account_in_doubt(kind, data, pos, end)
+        elif kind == B_READY:
+            self._ready(data, pos, end)
+        elif kind == B_COMMAND_COMPLETE:
+            self._complete(data, pos, end)
+        elif kind == B_ROW_DESCRIPTION or kind == B_NO_DATA:
+            debt = self._first()
+            if debt == OWE_DESCRIBE:
+                self._pop()
+            elif debt != OWE_QUERY and debt != OWE_EXECUTE:
+                self.fault = "a row description that nobody asked for"
+        elif kind == B_PARSE_COMPLETE:
+            self._settle(OWE_PARSE)
+        elif kind == B_BIND_COMPLETE:
+            self._settle(OWE_BIND)
+        elif kind == B_CLOSE_COMPLETE:
+            if self._first() == OWE_CLOSE_STATEMENT:
+                self.closed_names.append(self.closing_names.pop(0))
+                self.remarks = True
+                self._pop()
+            else:
+                self._settle(OWE_CLOSE)
+        elif kind == B_EMPTY_QUERY or kind == B_PORTAL_SUSPENDED:
+            debt = self._first()
+            if debt == OWE_EXECUTE:
+                self._pop()
+            elif debt != OWE_QUERY:
+                self.fault = "an end of execution that nobody asked for"
+        elif kind == B_ERROR:
+            self._error(data, pos, end)
+        elif kind == B_PARAMETER_STATUS:
+            self._parameter(data, pos, end)
+        elif kind == B_COPY_IN:
+            self._copy_in_begins()
+        elif kind == B_COPY_BOTH:
+            self.doubt = True
+        elif kind == B_NOTICE or kind == B_NOTIFICATION:
+            pass
+        elif kind == B_PARAMETER_DESCRIPTION or kind == B_COPY_OUT or kind == B_COPY_DONE or kind == B_FUNCTION_RESULT:
+            if self.head == len(self.queue):
+                self.fault = "a reply that nobody asked for"
+        elif kind == B_AUTHENTICATION or kind == B_BACKEND_KEY_DATA:
+            self.fault = "a login message in an established session"
+        else:
+            self.fault = "an unknown message type"
+
+    def _account_in_doubt(self, kind: i64, data: bytes, pos: i64, end: i64) -> None:
+        """Follow only what matters without the queue: the backend is never given to anybody else again."""
+        if kind == B_READY:
+            if end - pos == 6:
+                self.status = data[pos + 5]
+            self.readies += 1
+            self.queries += 1
+        elif kind == B_PARAMETER_STATUS:
+            self._parameter(data, pos, end)
+
+    def _first(self) -> int:
+        if self.head < len(self.queue):
+            return self.queue[self.head] & 63
+        return 0
+
+    def _pop(self) -> None:
+        self.head += 1
+        while self.head < len(self.queue) and self.queue[self.head] == COPY_END:
+            self.head += 1
+        if self.head == len(self.queue):
+            self.queue.clear()
+            self.head = 0
+        elif self.head >= 4096:
+            del self.queue[: self.head]
+            self.head = 0
+
+    def _settle(self, debt: int) -> None:
+        if self._first() == debt:
+            self._pop()
+        else:
+            self.fault = "a completion that nobody asked for"
+
+    def _ready(self, data: bytes, pos: i64, end: i64) -> None:
+        debt = self._first()
+        if end - pos != 6 or debt == 0 or debt > OWE_FUNCTION:
+            self.fault = "ReadyForQuery out of turn"
+            return
+        self.status = data[pos + 5]
+        if self.status != STATUS_IDLE and self.status != STATUS_TRANSACTION and self.status != STATUS_FAILED:
+            self.fault = "ReadyForQuery with an unknown status"
+            return
+        self.copy_in = False
+        self.sync_dropped = False
+        self.readies += 1
+        if self.swallowing:
+            self.swallowing_own = False
+            self.remarks = True
+        else:
+            self.queries += 1
+        self._pop()
+
+    def _complete(self, data: bytes, pos: i64, end: i64) -> None:
+        """Settle an Execute, and pin for the tags that leave session state behind."""
+        debt = self._first()
+        if debt == OWE_EXECUTE:
+            self._pop()
+        elif debt != OWE_QUERY:
+            self.fault = "CommandComplete out of turn"
+            return
+        self.copy_in = False
+        if self.swallowing:
+            return
+        if end - pos < 9:
+            # No tag that leaves anything behind is shorter than SET.
+            return
+        first: i64 = data[pos + 5]
+        if first == _S:
+            if data[pos + 7] != _T:
+                return
+        elif first != _R and first != _L and first != _P:
+            return
+        self.pins |= _pins_of_tag(data[pos + 5 : end - 1])
+
+    def _error(self, data: bytes, pos: i64, end: i64) -> None:
+        if self.swallowing:
+            self.swallowed_error = data[pos:end]
+        else:
+            self.remarks = True
+            if len(self.errors) < MAX_ERRORS:
+                self.errors.append(sqlstate_of(data, pos + 5, end))
+            if b"\0VFATAL\0" in data[pos : min(end, pos + 64)]:
+                self.fatal = True
+        debt = self._first()
+        if self.copy_in and self.sync_dropped and debt == OWE_EXECUTE:
+            # Whether the server took that Sync as part of the copy or as the end of the skipping depends on
+            # which came first inside it, and nothing on the wire tells.
+            self.doubt = True
+            self.pins |= PIN_DOUBT
+            return
+        self.copy_in = False
+        if debt == 0 or debt <= OWE_FUNCTION:
+            return
+        self._drop_to_sync()
+
+    def _drop_to_sync(self) -> None:
+        """Forget what the server skips after an error in extended mode: all up to the next Sync."""
+        while self.head < len(self.queue):
+            debt = self.queue[self.head] & 63
+            if debt == OWE_SYNC:
+                return
+            if debt == OWE_CLOSE_STATEMENT:
+                self.closing_names.pop(0)
+            self.head += 1
+        self.queue.clear()
+        self.head = 0
+        self.skipping = True
+
+    def _copy_in_begins(self) -> None:
+        """Enter copy-in: Syncs already forwarded ahead of the end of the data are ignored by the server."""
+        debt = self._first()
+        if debt != OWE_QUERY and debt != OWE_EXECUTE:
+            self.fault = "CopyInResponse out of turn"
+            return
+        kept: list[int] = [self.queue[self.head]]
+        ended = False
+        for i in range(self.head + 1, len(self.queue)):
+            entry = self.queue[i]
+            if ended:
+                kept.append(entry)
+            elif entry == COPY_END:
+                ended = True
+            elif entry & 63 == OWE_SYNC:
+                self.sync_dropped = True
+            else:
+                # Anything else inside a copy is an error of the client's that eats the message.
+                self.doubt = True
+                self.pins |= PIN_DOUBT
+                kept.append(entry)
+        self.queue = kept
+        self.head = 0
+        self.copy_in = not ended
+        self.open_batch = self.open_batch or (debt == OWE_EXECUTE and OWE_SYNC not in kept)
+
+    def _parameter(self, data: bytes, pos: i64, end: i64) -> None:
+        body = data[pos + 5 : end]
+        parts = body.split(b"\0")
+        if len(parts) != 3 or parts[2]:
+            self.fault = "a malformed ParameterStatus"
+            return
+        if self.params.get(parts[0]) != parts[1]:
+            self.params[parts[0]] = parts[1]
+            self.params_changed = True
+            self.remarks = True
+
+
+def _pins_of_tag(tag: bytes) -> i64:
+    if tag == b"SET" or tag == b"RESET":
+        return PIN_SET
+    if tag == b"LISTEN":
+        return PIN_LISTEN
+    if tag == b"PREPARE":
+        return PIN_PREPARE
+    if tag == b"LOAD":
+        return PIN_LOAD
+    return 0
+
+
+def sqlstate_of(data: bytes, pos: i64, end: i64) -> bytes:
+    """Find the SQLSTATE among the fields of an ErrorResponse whose body begins at `pos`; `b"?????"` without one."""
+    while pos < end and data[pos] != 0:
+        stop: i64 = data.find(b"\0", pos + 1, end)
+        if stop < 0:
+            break
+        if data[pos] == _C and stop - pos == 6:
+            return data[pos + 1 : stop]
+        pos = stop + 1
+    return b"?????"
