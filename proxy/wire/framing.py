@@ -177,7 +177,7 @@ class FrameReader:
     def __init__(self, limit: int, typed: bool = True) -> None:
         self._scanner = FrameScanner(limit, typed)
         self._typed = typed
-        self._pieces: list[bytes] = []
+        self._body = bytearray()
         self._chunk = b""
         self._open = False
 
@@ -200,14 +200,14 @@ class FrameReader:
             self._open = True
             piece = self._chunk[scanner.start : scanner.end]
             if scanner.remaining:
-                self._pieces.append(piece)
+                self._body += piece
                 continue
-            if self._pieces:
-                self._pieces.append(piece)
-                piece = b"".join(self._pieces)
-                self._pieces = []
             self._open = False
-            return scanner.kind, piece
+            if not self._body:
+                return scanner.kind, piece
+            body = bytes(self._body + piece)
+            self._body = bytearray()
+            return scanner.kind, body
         return None
 
     def wanted(self) -> int:
@@ -225,4 +225,4 @@ class FrameReader:
         header = (self._scanner.length + LENGTH_SIZE).to_bytes(LENGTH_SIZE, "big")
         if self._typed:
             header = bytes((self._scanner.kind,)) + header
-        return header + b"".join(self._pieces) + rest
+        return header + bytes(self._body) + rest
