@@ -7,15 +7,14 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
-from urllib.parse import quote
 
+from proxy.demo.facts import ServerFacts, clean_environment
 from proxy.demo.install import (
     EmbeddedError,
     Installation,
@@ -34,9 +33,7 @@ STATUS_LINE = 7
 STOP_SIGNALS: Mapping[str, signal.Signals] = MappingProxyType(
     {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 )
-QUICK_NOT_DURABLE: Mapping[str, str] = MappingProxyType(
-    {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-)
+QUICK_NOT_DURABLE: Mapping[str, str] = MappingProxyType({"fsync": "off", "full_page_writes": "off"})
 
 
 class EmbeddedServer:
@@ -120,16 +117,24 @@ class EmbeddedServer:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def facts(self) -> ServerFacts:
+        """What another process needs to use this server."""
+        return ServerFacts(
+            self.version, self.host, self.port, self.superuser, self.password, self.bin_dir, self.base_dir
+        )
+
     def url(self, database: str = "postgres", *, user: str | None = None, password: str | None = None) -> str:
         """A libpq URL of a database here, as the superuser or as the given role; it contains the password."""
-        name = quote(user or self.superuser, safe="")
-        word = quote(self.password if user is None else password or "", safe="")
-        return f"postgresql://{name}{':' + word if word else ''}@{self.host}:{self.port}/{quote(database, safe='')}"
+        return self.facts.url(database, user=user, password=password)
 
     def logs(self) -> str:
         """Everything the server has logged so far."""
-        log = self.base_dir / "server.log"
-        return log.read_text(errors="replace") if log.exists() else ""
+        return self.facts.logs()
+
+    def psql(self, sql: str, database: str = "postgres") -> str:
+        """Run an SQL script as the superuser, stopping at its first error; return psql's unaligned output."""
+        return self.facts.psql(sql, database)
 
     def start(self) -> None:
         """Create the cluster if there is none, start the server and return once it accepts connections."""
@@ -184,28 +189,6 @@ class EmbeddedServer:
         if base is not None:
             shutil.rmtree(base, ignore_errors=True)
 
-    def psql(self, sql: str, database: str = "postgres") -> str:
-        """Run an SQL script as the superuser in one psql, stopping at the first error; return its unaligned output."""
-        ran = subprocess.run(
-            [self.installation.tool("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-"],
-            input=sql,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={
-                **self._clean_environment(),
-                "PGHOST": self.host,
-                "PGPORT": str(self.port),
-                "PGUSER": self.superuser,
-                "PGPASSWORD": self.password,
-                "PGDATABASE": database,
-                "PGCLIENTENCODING": "UTF8",
-            },
-        )
-        if ran.returncode != 0:
-            raise EmbeddedError(f"psql on {database!r} failed: {ran.stderr.strip()}", "correct the SQL script")
-        return ran.stdout.rstrip("\n")
-
     def _create_cluster(self) -> Path:
         base = Path(tempfile.mkdtemp(prefix=f"pgtenant-pg{self.version}-"))
         try:
@@ -236,7 +219,7 @@ class EmbeddedServer:
         ]
         log = base / "initdb.log"
         with KeptProcess(
-            command, env=self._clean_environment(), cwd=base, log=log, account=self._account, remove=[base]
+            command, env=clean_environment(), cwd=base, log=log, account=self._account, remove=[base]
         ) as process:
             status = process.wait(timeout=120)
         password_file.unlink()
@@ -264,7 +247,7 @@ class EmbeddedServer:
         """Start the postmaster and wait until it says that it is ready; False when it ended instead."""
         self._process = process = KeptProcess(
             [self._tool("postgres"), "-D", str(self.data_dir)],
-            env=self._clean_environment(),
+            env=clean_environment(),
             cwd=self.base_dir,
             log=self.base_dir / "server.log",
             account=self._account,
@@ -298,13 +281,9 @@ class EmbeddedServer:
             os.chown(path, self._account.user_id, self._account.group_id)
 
     def _write_private(self, path: Path, content: bytes) -> None:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
+        path.touch(0o600)
+        path.write_bytes(content)
         self._give_away(path)
-
-    def _clean_environment(self) -> dict[str, str]:
-        """The caller's PG* variables and locale have no say here."""
-        return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
     def __enter__(self) -> Self:
         self.start()

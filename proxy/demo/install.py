@@ -127,13 +127,13 @@ def _runs(installation: Installation, account: Account) -> bool:
 
 
 def _copy_for_all(source: str, target: str) -> str:
-    shutil.copyfile(source, target, follow_symlinks=False)
-    if not os.path.islink(target):
-        executable = os.stat(source).st_mode & stat.S_IXUSR
-        os.chmod(target, 0o755 if executable else 0o644)
+    copy = Path(target)
+    shutil.copyfile(source, copy, follow_symlinks=False)
+    if not copy.is_symlink():
+        copy.chmod(0o755 if Path(source).stat().st_mode & stat.S_IXUSR else 0o644)
     return target
 
 
 def _open_directories(scratch: Path) -> None:
     for directory, _, _ in os.walk(scratch):
-        os.chmod(directory, 0o755)
+        Path(directory).chmod(0o755)

@@ -1,0 +1,1 @@
+"""Parts which the tests share: servers, databases, the proxy as a process, raw protocol clients, scripted servers."""
