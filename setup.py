@@ -21,7 +21,6 @@ from typing import Any
 from setuptools import setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
-from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError, CCompilerError
 
 ROOT = Path(__file__).resolve().parent
@@ -44,15 +43,18 @@ def load_version_module() -> ModuleType:
 
 
 VERSION = load_version_module()
+# What the installed package knows of its build.
+RECORD: dict[str, str | None] = {}
 # Emptied when this process ends: builds leave no trace in the tree, and none finds what another has left.
 SCRATCH = tempfile.TemporaryDirectory(prefix="pgtenant-build-")
 
 
 def interpreted(reason: str) -> None:
-    """Say that the relay will run interpreted, or end the build where that is not acceptable."""
+    """Say and record why the relay will run interpreted, or end the build where that is not acceptable."""
     if REQUIRE_COMPILED:
-        raise SystemExit(f"REQUIRE_COMPILED is set, but {reason}")
+        raise SystemExit(f"REQUIRE_COMPILED is set, but: {reason}")
     print(f"pgtenant: {reason}; the relay will run interpreted", file=sys.stderr)
+    RECORD["reason"] = reason
 
 
 def compiler_works() -> bool:
@@ -83,22 +85,26 @@ def extensions() -> list[Any]:
     if missing:
         raise SystemExit(f"proxy/compiled_modules.txt names modules that do not exist: {', '.join(missing)}")
     if not compiler_works():
-        interpreted("there is no working C compiler with Python's headers (CC chooses one)")
+        interpreted(VERSION.NO_COMPILER)
         return []
     try:
         from mypyc.build import mypycify  # noqa: PLC0415
     except ImportError:
-        interpreted("mypyc is not installed in the build's environment")
+        interpreted("mypyc is not installed where the package was built")
         return []
     os.chdir(ROOT)
     # The project's own mypy settings name test files and plug-ins that the build's environment does not have.
     flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--explicit-package-bases"]
     flags.append(f"--cache-dir={SCRATCH.name}/mypy")
     try:
-        return mypycify([*flags, *modules], opt_level="3", debug_level="1", group_name=GROUP, target_dir=SCRATCH.name)
+        found = mypycify([*flags, *modules], opt_level="3", debug_level="1", group_name=GROUP, target_dir=SCRATCH.name)
     except SystemExit:
         interpreted("mypyc could not translate the relay")
         return []
+    for extension in found:
+        # A warning that a newer C compiler brings is no reason to run interpreted.
+        extension.extra_compile_args = [flag for flag in extension.extra_compile_args if flag != "-Werror"]
+    return found
 
 
 class BuildExtensions(build_ext):
@@ -112,29 +118,25 @@ class BuildExtensions(build_ext):
             for extension in self.extensions:
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions = []
-            interpreted(f"compiling the relay failed ({error})")
+            print(error, file=sys.stderr)
+            interpreted("the C compiler could not compile the relay")
 
 
 class Build(build):
-    """Builds outside the tree unless told otherwise."""
+    """Builds outside the tree unless told otherwise, and records of which source and commit the build is."""
 
     def initialize_options(self) -> None:
         """Choose the scratch directory; `--build-base` still overrides it."""
         super().initialize_options()
         self.build_base = SCRATCH.name
 
-
-class BuildPackages(build_py):
-    """Copies the packages and records of which source and commit the build is."""
-
     def run(self) -> None:
-        """Copy and record; an editable install has nothing to record."""
+        """Build and record; editable installs do not come this way."""
         super().run()
-        if self.editable_mode:
-            return
-        record = {"digest": VERSION.source_digest(ROOT, VERSION.listed_modules(ROOT / "proxy")), "commit": commit()}
+        RECORD["digest"] = VERSION.source_digest(ROOT, VERSION.listed_modules(ROOT / "proxy"))
+        RECORD["commit"] = commit()
         target = Path(self.build_lib, "proxy", VERSION.RECORD_NAME)
-        target.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        target.write_text(json.dumps(RECORD) + "\n", encoding="utf-8")
 
 
 def commit() -> str | None:
@@ -151,4 +153,4 @@ def commit() -> str | None:
         return None
 
 
-setup(ext_modules=extensions(), cmdclass={"build": Build, "build_ext": BuildExtensions, "build_py": BuildPackages})
+setup(ext_modules=extensions(), cmdclass={"build": Build, "build_ext": BuildExtensions})

@@ -18,6 +18,7 @@ from typing import Literal
 
 LIST_NAME = "compiled_modules.txt"
 RECORD_NAME = "build_record.json"
+NO_COMPILER = "no working C compiler with Python's headers was found (CC chooses one)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +27,25 @@ class BuildInfo:
 
     `relay` tells what Python imports: native modules or their source.  `source_matches` is False when the source
     beside native modules is not the one they were compiled from, or when only some of them are native.
-    `commit` is None where the build did not know it.
+    `reason` says why the build did not compile, None where it did or did not try (a source tree).  `commit` is None
+    where the build did not know it.
     """
 
     version: str
     relay: Literal["compiled", "interpreted"]
     source_matches: bool
     python: str
+    reason: str | None = None
     commit: str | None = None
 
     def __str__(self) -> str:
-        details = [f"relay {self.relay}", self.python]
+        relay = f"relay {self.relay}" if self.reason is None else f"relay {self.relay}: {self.reason}"
+        details = [relay, self.python]
         if self.commit is not None:
             details.append(f"commit {self.commit}")
         if not self.source_matches:
             details.append("the source beside the compiled modules has changed since, reinstall")
-        return f"pgtenant {self.version} ({', '.join(details)})"
+        return f"pgtenant {self.version} ({'; '.join(details)})"
 
 
 def build_info() -> BuildInfo:
@@ -60,6 +64,7 @@ def build_info() -> BuildInfo:
         relay="compiled" if complete else "interpreted",
         source_matches=matches,
         python=f"{platform.python_implementation()} {platform.python_version()}",
+        reason=None if complete else record.get("reason"),
         commit=record.get("commit"),
     )
 

@@ -1,0 +1,105 @@
+# Two environments, both made when first needed and brought up to date when their sources change:
+#   .venv      the package as its users have it: a built wheel, compiled where there is a C compiler
+#   .venv-dev  the source tree itself, never compiled, and the tools of development
+# PYTHON=/path/to/python chooses the interpreter, CC the C compiler, PYTEST_ARGS="-k name" adds to pytest's arguments.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+export PIP_NO_INPUT := 1
+
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
+RECENT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in $(CANDIDATES); do "$$python" -c "$(RECENT)" 2>/dev/null && echo "$$python" && break; done)
+
+RUN := .venv/bin
+DEV := .venv-dev/bin
+BUILD_FILES := pyproject.toml setup.py README.md LICENSE
+SOURCES := $(BUILD_FILES) $(shell find proxy registry -type f -not -path '*/.*' -not -name '*.py[co]')
+# The tests that touch the compiled modules; the others know no difference between the relay's variants.
+COMPILED_TESTS := $(wildcard tests/wire tests/session tests/pool tests/net tests/e2e tests/packaging/test_build_info.py)
+PYTEST := python -m pytest --numprocesses auto --dist loadfile --quiet $(PYTEST_ARGS)
+
+.PHONY: help demo test test-interpreted test-compiled lint format bench wheel clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.installed ## Two PostgreSQL servers, four tenants, the proxy: everything to try it out (ARGS="--help")
+	@exec $(RUN)/pgtenant demo $(ARGS)
+
+test: lint test-interpreted test-compiled ## Everything that is checked before a change goes in
+
+test-interpreted: .venv-dev/.installed ## The whole suite, from the source tree
+	@PGTENANT_EXPECT_RELAY=interpreted $(DEV)/$(PYTEST)
+
+test-compiled: .venv/.testable ## The tests of the relay and the whole proxy, against the built package
+	@relay="$$($(RUN)/python -I -c 'from proxy.version import build_info as i; print(i().reason or i().relay)')"
+	case "$$relay" in
+	compiled) ;;
+	"no working C compiler"*)
+		echo "The compiled relay was NOT tested: $$relay."
+		echo "Install one, then: make clean test"
+		exit 0 ;;
+	*)
+		echo "The relay could have been compiled but was not: $$relay." >&2
+		echo "To see why: REQUIRE_COMPILED=1 $(RUN)/pip install --force-reinstall --no-deps ." >&2
+		exit 1 ;;
+	esac
+	root="$$PWD"; elsewhere="$$(mktemp -d)"; trap 'rm -rf "$$elsewhere"' EXIT
+	cd "$$elsewhere"
+	PGTENANT_EXPECT_RELAY=compiled "$$root"/$(RUN)/$(PYTEST) --config-file "$$root/pyproject.toml" --rootdir "$$root" \
+		--override-ini pythonpath=tests $(COMPILED_TESTS:%="$$root"/%)
+
+lint: .venv-dev/.installed ## ruff, mypy and the rules of which room may import which
+	@$(DEV)/ruff check --quiet .
+	$(DEV)/ruff format --quiet --check . || { echo "Not formatted as ruff would: make format" >&2; exit 1; }
+	$(DEV)/mypy --no-error-summary
+	$(DEV)/lint-imports --no-timings >.venv-dev/lint-imports.log || { cat .venv-dev/lint-imports.log >&2; exit 1; }
+
+format: .venv-dev/.installed ## Format the source and mend what ruff can mend
+	@$(DEV)/ruff format --quiet .
+	$(DEV)/ruff check --quiet --fix .
+
+bench: .venv/.testable ## Measure against a direct connection and against PgBouncer (ARGS="--help")
+	@$(RUN)/python -m bench $(ARGS)
+
+wheel: .venv-dev/.installed ## Build dist/*.whl, compiled or not at all
+	@REQUIRE_COMPILED=1 $(DEV)/python -m build --wheel
+
+clean: ## Remove both environments and everything that was built
+	@rm -rf .venv .venv-dev build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find proxy registry tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find proxy registry -name '*.so' -delete
+
+.ONESHELL:
+
+.venv/.created .venv-dev/.created:
+	@if [ -z "$(PYTHON)" ]; then
+		echo "pgtenant needs Python 3.11 or newer with its venv module (on Debian: apt install python3-venv)." >&2
+		echo "If it has another name: make PYTHON=/path/to/python" >&2
+		exit 1
+	fi
+	"$(PYTHON)" -m venv --clear $(@D)
+	touch $@
+
+.venv/.installed: $(SOURCES) | .venv/.created
+	@echo "Installing into .venv (the first time this takes a minute or two)"
+	$(RUN)/pip install -qq '.[demo]'
+	$(RUN)/python -I -c 'from proxy.version import build_info; print(build_info())'
+	touch $@
+
+# Only what the extra needs is added: the package itself is there.
+.venv/.testable: .venv/.installed
+	@$(RUN)/pip install -qq 'pgtenant[demo,test]'
+	touch $@
+
+.venv-dev/.installed: $(BUILD_FILES) | .venv-dev/.created
+	@echo "Installing into .venv-dev (the first time this takes a minute or two)"
+	$(DEV)/pip install -qq --editable '.[demo,dev]'
+	touch $@
