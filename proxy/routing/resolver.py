@@ -1,0 +1,357 @@
+"""The resolver: from what a connection says to its route and login, and word of every change to those in use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from proxy.auth import ScramVerifier, VerifierError, mock_verifier
+from proxy.errors import REGISTRY_DOWN, TENANT_NOT_NAMED, Failure
+from proxy.routing.cache import CacheLimits, RouteCache
+from proxy.routing.explain import Explanation, explanation, refused
+from proxy.routing.follower import Backoff, Follower
+from proxy.routing.lookups import NO_TENANT, Answer, Health, Lookups
+from proxy.routing.names import NameRules, Reading, Selectors, Statement, read
+from proxy.routing.shared import on_shared
+from proxy.routing.verdict import Found, Survey, failure, find, refusal
+from proxy.routing.watches import Listener, RouteUpdate, Watches
+from registry.contract import (
+    AuthMethod,
+    ChangeKind,
+    Credentials,
+    Login,
+    RegistryReader,
+    RegistryUnavailable,
+    Route,
+    RouteChange,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverConfig:
+    """How the resolver behaves.
+
+    `reveal_tenants` tells unknown and suspended tenants before the client has proved who it is.  `shared_tenant`
+    is the slug of the tenant whose database serves those that have none yet.  Time limits are in seconds.
+    """
+
+    limits: CacheLimits = field(default_factory=CacheLimits)
+    reveal_tenants: bool = False
+    shared_tenant: str | None = None
+    lookup_timeout: float = 2.0
+    lookup_concurrency: int = 32
+    backoff: Backoff = field(default_factory=Backoff)
+    reload_timeout: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What to do with a client.
+
+    Hold the same conversation with every client: check its proof against `verifier`, by one of `methods`.  Where
+    that fails, tell `refusal`; where it succeeds and `failure` is not None, tell that; else the client may use
+    `route` with `role`.  `settings` are its startup options without those that name the tenant.
+    """
+
+    selectors: Selectors
+    user: str
+    route: Route | None
+    login: Login | None
+    verifier: ScramVerifier = field(repr=False)
+    refusal: Failure
+    failure: Failure | None
+    settings: tuple[tuple[str, str], ...] = field(repr=False)
+    mock_selector: bytes = field(repr=False)
+    survey: Survey = field(repr=False)
+
+    @property
+    def methods(self) -> frozenset[AuthMethod]:
+        return self.login.methods if self.login is not None else frozenset({AuthMethod.SCRAM})
+
+    @property
+    def role(self) -> Credentials | None:
+        """The role with which the backend logs in: the login's own, else the route's."""
+        if self.login is not None and self.login.role is not None:
+            return self.login.role
+        return None if self.route is None else self.route.role
+
+    def explain(self) -> Explanation:
+        """How this result came about."""
+        return explanation(self.survey, self.failure)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingStatus:
+    """What metrics and `/readyz` show of the resolver.
+
+    `live`: the feed is followed and the cache has what it has shown; `lag` in seconds, 0 while live.  `queries`
+    are those sent to the registry, `overtaken` those thrown away because a change came meanwhile, `remembered`
+    the answers given from memory because the registry could not be asked.
+    """
+
+    registry_up: bool
+    reason: str | None
+    live: bool
+    version: int
+    lag: float
+    reconnects: int
+    queries: int
+    overtaken: int
+    remembered: int
+    watched: int
+    cached: dict[str, int]
+
+
+class Resolver:
+    """The cache in front of the registry.
+
+    The owner runs `follow()` as a task for as long as the node runs, and awaits `close()` at its end.  The pool
+    room calls `watch(route)` before it opens the first backend of a tenant and `unwatch` when it has freed the
+    tenant's pool: in between, every change of the route is told to the listeners in under a second.
+    """
+
+    def __init__(
+        self,
+        reader: RegistryReader,
+        *,
+        rules: NameRules | None = None,
+        config: ResolverConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.rules = rules or NameRules()
+        self.config = config or ResolverConfig()
+        self._reader = reader
+        self._clock = clock
+        self._shared_id: int | None = None
+        self.health = Health(clock)
+        self.cache = RouteCache(self.config.limits, pinned=self._is_pinned, moved=self._on_moved)
+        self.lookups = Lookups(
+            reader,
+            self.cache,
+            clock=clock,
+            health=self.health,
+            timeout=self.config.lookup_timeout,
+            concurrency=self.config.lookup_concurrency,
+        )
+        self._watches = Watches(self.cache, self.lookups, effective=self._effective, retries=self._retries, clock=clock)
+        self._follower = Follower(
+            reader,
+            self.cache,
+            self.health,
+            apply=self.apply_change,
+            caught_up=self._on_caught_up,
+            clock=clock,
+            chance=chance,
+            timeout=self.config.lookup_timeout,
+            backoff=self.config.backoff,
+        )
+
+    async def resolve(self, selectors: Selectors) -> Resolution:
+        """Find the route and the login of a connection.
+
+        Raises Failure at once only for what depends on no tenant's existence: no tenant named, options and host
+        name that contradict each other, a registry that is down and not needed for tenants already known; with
+        `reveal_tenants` also for whatever the client would be told after its login.
+        """
+        reading = self._read(selectors)
+        survey = await self._survey(reading)
+        failed = failure(survey) if survey.certain else Failure(REGISTRY_DOWN)
+        if failed is not None and (self.config.reveal_tenants or not survey.certain):
+            raise failed
+        return Resolution(
+            selectors=selectors,
+            user=survey.user,
+            route=survey.route,
+            login=survey.effective_login,
+            verifier=await self._verifier(survey),
+            refusal=refusal(reading),
+            failure=failed,
+            settings=reading.settings,
+            mock_selector=survey.mock_selector,
+            survey=survey,
+        )
+
+    async def explain(self, selectors: Selectors) -> Explanation:
+        """Explain how a connection is understood, whether or not it would be refused."""
+        try:
+            reading = self._read(selectors)
+        except Failure as refusal_:
+            return refused(selectors, refusal_)
+        survey = await self._survey(reading)
+        return explanation(survey, failure(survey) if survey.certain else Failure(REGISTRY_DOWN))
+
+    async def mock_login(self, selector: bytes) -> ScramVerifier:
+        """The verifier that stands in for a login that does not exist; raises Failure(REGISTRY_DOWN)."""
+        secret = await self.lookups.mock_secret()
+        if secret is None:
+            raise Failure(REGISTRY_DOWN)
+        return mock_verifier(secret, selector)
+
+    # Changes.
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call `listener` with a RouteUpdate for each change of a watched tenant's route; it must not block."""
+        self._watches.listeners.append(listener)
+
+    def watch(self, route: Route) -> None:
+        """Keep a tenant's route current and its changes told, until `unwatch` is called as often.
+
+        Tells the listeners before it returns if the route given has been overtaken already.
+        """
+        self._watches.add(route)
+
+    def unwatch(self, tenant_id: int) -> None:
+        self._watches.remove(tenant_id)
+
+    def current(self, tenant_id: int) -> Route | None:
+        """The route in force of a tenant that is remembered."""
+        entry = self.cache.route(tenant_id)
+        return None if entry is None else self._effective(entry.value)
+
+    def apply_change(self, change: RouteChange) -> frozenset[int]:
+        """Take one change of the log into account; returns the watched tenants that are asked for anew."""
+        self.cache.apply(change)
+        affected = set(self._watches.affected_by(change))
+        if self._shared_id is not None and self._is_stale(self._shared_id):
+            affected.add(self._shared_id)
+        for tenant_id in affected:
+            self._watches.refresh(tenant_id)
+        return frozenset(affected)
+
+    async def follow(self) -> None:
+        """Follow the registry's changes until cancelled."""
+        await self._follower.run()
+
+    async def reload(self) -> int:
+        """Take over now what the feed would bring at its next turn; returns the version that is then in force.
+
+        Raises RegistryUnavailable, and nothing has changed then.
+        """
+        version, limit = await self._reader.reload(), self.config.reload_timeout
+        if self._follower.running:
+            try:
+                async with asyncio.timeout(limit):
+                    await self._follower.reached(version)
+            except TimeoutError:
+                raise RegistryUnavailable(f"version {version} did not arrive within {limit:g} s") from None
+        else:
+            self.apply_change(RouteChange(version, ChangeKind.EVERYTHING))
+        await self._watches.settled()
+        return version
+
+    def status(self) -> RoutingStatus:
+        """The figures of now."""
+        return RoutingStatus(
+            registry_up=self.health.up,
+            reason=self.health.reason,
+            live=self.cache.live,
+            version=self.cache.version,
+            lag=self._follower.lag(),
+            reconnects=self._follower.reconnects,
+            queries=self.lookups.queries,
+            overtaken=self.lookups.overtaken,
+            remembered=self.lookups.remembered,
+            watched=len(self._watches),
+            cached=self.cache.sizes(),
+        )
+
+    async def close(self) -> None:
+        """Cancel what is in flight."""
+        await self._watches.close()
+        await self.lookups.close()
+
+    # Inside.
+
+    def _read(self, selectors: Selectors) -> Reading:
+        reading = read(selectors, self.rules)
+        if not reading.statements:
+            raise Failure(TENANT_NOT_NAMED)
+        return reading
+
+    async def _survey(self, reading: Reading) -> Survey:
+        """Ask the questions that the spelling demands, always the same ones: timing shall not tell what exists."""
+        await self._ask_shared()
+        found = await self._find(reading.statements[0])
+        others = reading.without_suffix() if reading.has_suffix else ()
+        whole = await self._find(others[0]) if others else None
+        whole_login: Answer[Login | None] = Answer(None)
+        if whole is not None:
+            whole_login = await self.lookups.login(reading.exact_user, _id_of(whole.route))
+        login = await self.lookups.login(reading.user, _id_of(found.route))
+        return Survey(
+            reading=reading,
+            found=found,
+            login=login.value,
+            login_certain=login.certain,
+            whole=whole,
+            whole_login=whole_login.value,
+            whole_certain=whole_login.certain,
+        )
+
+    async def _find(self, statement: Statement) -> Found:
+        certain = True
+        names: list[tuple[str, Route | None]] = []
+        for name in statement.names:
+            answer = await self.lookups.by_name(name)
+            names.append((name, None if answer.value is None else self._effective(answer.value)))
+            certain = certain and answer.certain
+        on_database: tuple[Route, ...] = ()
+        if statement.database is not None:
+            answers = await self.lookups.by_database(statement.database)
+            on_database = tuple(self._effective(route) for route in answers.value)
+            certain = certain and answers.certain
+        return find(statement, names, on_database, certain=certain)
+
+    async def _verifier(self, survey: Survey) -> ScramVerifier:
+        login = survey.effective_login
+        if login is not None:
+            try:
+                return ScramVerifier.parse(login.verifier)
+            except VerifierError as error:
+                log.error("login %d (%s) has an unusable verifier: %s", login.login_id, login.user, error)
+        return await self.mock_login(survey.mock_selector)
+
+    async def _ask_shared(self) -> None:
+        if self.config.shared_tenant is not None:
+            answer = await self.lookups.by_name(self.config.shared_tenant)
+            self._shared_id = None if answer.value is None else answer.value.tenant_id
+
+    def _effective(self, route: Route) -> Route:
+        shared = None if self._shared_id is None else self.cache.route(self._shared_id)
+        return on_shared(route, None if shared is None else shared.value)
+
+    def _is_pinned(self, tenant_id: int) -> bool:
+        return tenant_id == self._shared_id or tenant_id in self._watches
+
+    def _on_moved(self, tenant_id: int) -> None:
+        if tenant_id == self._shared_id:
+            self._watches.tell_all()
+        else:
+            self._watches.tell(tenant_id)
+
+    def _on_caught_up(self) -> None:
+        self._watches.refresh_stale()
+        if self._shared_id is not None and self._is_stale(self._shared_id):
+            self._watches.refresh(self._shared_id)
+
+    def _retries(self) -> bool:
+        """Whether a failed refresh tries again by itself: not while the follower will order it anyway."""
+        return self.cache.live or not self._follower.running
+
+    def _is_stale(self, tenant_id: int) -> bool:
+        entry = self.cache.route(tenant_id)
+        return entry is None or not self.cache.route_is_fresh(entry, self._clock())
+
+
+def _id_of(route: Route | None) -> int:
+    return NO_TENANT if route is None else route.tenant_id
+
+
+__all__ = ["Resolution", "Resolver", "ResolverConfig", "RouteUpdate", "RoutingStatus"]

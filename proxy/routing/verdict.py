@@ -1,0 +1,182 @@
+"""Verdicts: what follows from a connection's names and the registry's answers about them.
+
+Free of I/O; the resolver asks the questions.  Two errors come out of it.  The *refusal* is told when the client
+fails to prove who it is, and depends on the spelling of the selectors alone, so that nobody learns from it which
+tenants exist.  The *failure* is told to a client that has proved who it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.errors import (
+    AMBIGUOUS_TENANT,
+    INVALID_PASSWORD,
+    NOT_READY,
+    SUSPENDED,
+    UNKNOWN_TENANT,
+    Failure,
+)
+from proxy.routing.names import Reading, Source, Statement, contradiction, disagreement
+from proxy.routing.shared import is_shared
+from registry.contract import Login, Route, TenantState
+
+_CHECK_BOTH = (
+    "If both mean the same tenant, the password or the user name is wrong; else name the tenant once, or the same way "
+    "everywhere."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the registry says of one statement: the route and how it was found, or how many it may be.
+
+    `certain` is False where the registry could not be asked.
+    """
+
+    statement: Statement
+    route: Route | None
+    how: str
+    ambiguous: bool = False
+    certain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The names of a connection and all that the registry says of them.
+
+    `found` is about the statement that decides; `whole` about the one that would decide if the whole user name
+    were a login's, and `whole_login` that login.
+    """
+
+    reading: Reading
+    found: Found
+    login: Login | None
+    login_certain: bool
+    whole: Found | None = None
+    whole_login: Login | None = None
+    whole_certain: bool = True
+
+    @property
+    def by_whole_name(self) -> bool:
+        """Whether the user name is to be read whole, although it looks as if it had a suffix."""
+        return self.whole_login is not None and self.whole is not None and self.whole.route is not None
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """The statements that hold, the deciding one first."""
+        return self.reading.without_suffix() if self.by_whole_name else self.reading.statements
+
+    @property
+    def decider(self) -> Found:
+        return self.whole if self.by_whole_name and self.whole is not None else self.found
+
+    @property
+    def route(self) -> Route | None:
+        return self.decider.route
+
+    @property
+    def user(self) -> str:
+        return self.reading.exact_user if self.by_whole_name else self.reading.user
+
+    @property
+    def effective_login(self) -> Login | None:
+        return self.whole_login if self.by_whole_name else self.login
+
+    @property
+    def certain(self) -> bool:
+        """Whether the registry answered all that the verdict rests on."""
+        if self.by_whole_name:
+            return True
+        if self.found.route is None and not self.found.certain:
+            return False
+        if self.login is None and not self.login_certain:
+            return False
+        if self.whole is None or (self.whole_certain and self.whole.certain):
+            return True
+        # The whole name may be a login's.  That changes nothing where both readings lead to one tenant's login.
+        return not self.contradicting
+
+    @property
+    def contradicting(self) -> Statement | None:
+        """The first statement that does not fit the deciding one."""
+        route = self.route
+        decider, *others = self.statements
+        for other in others:
+            if route is not None and fits(route, other):
+                continue
+            if route is None and set(decider.names) & set(other.names):
+                continue
+            return other
+        return None
+
+    @property
+    def mock_selector(self) -> bytes:
+        """What a user or tenant that does not exist is told apart by; from the spelling only."""
+        return f"{self.reading.user}\0{self.reading.statements[0].names[-1]}".encode("utf-8", "surrogateescape")
+
+
+def fits(route: Route, statement: Statement) -> bool:
+    """Whether a statement may mean this tenant: by slug, alias, pattern or the database it is on."""
+    if any(name == route.slug or name in route.aliases for name in statement.names):
+        return True
+    return statement.database is not None and statement.database == route.database_name
+
+
+def refusal(reading: Reading) -> Failure:
+    """The error for a client that failed to prove who it is, from the spelling of its selectors only."""
+    pair = disagreement(reading.statements)
+    if pair is not None:
+        return contradiction(*pair, hint=_CHECK_BOTH)
+    return Failure(INVALID_PASSWORD, user=reading.exact_user)
+
+
+def failure(survey: Survey) -> Failure | None:
+    """The error for a client that has proved who it is; None: it may go on."""
+    route = survey.route
+    other = survey.contradicting
+    if other is not None:
+        return contradiction(survey.statements[0], other)
+    if route is not None:
+        return state_failure(route)
+    statement = survey.decider.statement
+    if survey.decider.ambiguous:
+        return Failure(AMBIGUOUS_TENANT, name=statement.value)
+    return Failure(UNKNOWN_TENANT, tenant=statement.names[0])
+
+
+def state_failure(route: Route) -> Failure | None:
+    """Why clients of this tenant are not served now; None: they are.
+
+    A route is served in the state READY, and in PENDING where it leads to the shared database.
+    """
+    if route.state is TenantState.SUSPENDED:
+        return Failure(SUSPENDED, tenant=route.slug)
+    if route.state is TenantState.DROPPING:
+        return Failure(UNKNOWN_TENANT, tenant=route.slug)
+    if route.state is TenantState.READY or is_shared(route):
+        if route.server is None or route.database_name is None:
+            return Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, but without a database")
+        return None
+    return Failure(NOT_READY, tenant=route.slug, state=route.state)
+
+
+def find(
+    statement: Statement, names: Sequence[tuple[str, Route | None]], on_database: Sequence[Route], *, certain: bool
+) -> Found:
+    """Decide which tenant a statement means: its names in their order, then the database where one tenant has it."""
+    for name, route in names:
+        if route is not None:
+            return Found(statement, route, _how(statement, name, route), certain=certain)
+    if len(on_database) == 1:
+        return Found(statement, on_database[0], "the database on its server", certain=certain)
+    if on_database:
+        return Found(statement, None, "the database of more than one tenant", ambiguous=True, certain=certain)
+    return Found(statement, None, "nothing known", certain=certain)
+
+
+def _how(statement: Statement, name: str, route: Route) -> str:
+    spelled = statement.source is Source.DATABASE and name != statement.value
+    kind = "slug" if name == route.slug else "alias"
+    return f"pattern, {kind}" if spelled else kind
