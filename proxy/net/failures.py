@@ -9,3 +9,8 @@ from proxy.wire.reports import ErrorResponse
 def error_response(failure: Failure) -> bytes:
     """Encode what a client is told."""
     return ErrorResponse.build(failure.severity.value, failure.sqlstate, failure.message, hint=failure.hint).encode()
+
+
+def fatal_response(failure: Failure) -> bytes:
+    """Encode what a client is told whose connection ends with it, whatever the table says of the severity."""
+    return ErrorResponse.build("FATAL", failure.sqlstate, failure.message, hint=failure.hint).encode()

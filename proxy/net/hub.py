@@ -63,6 +63,7 @@ MAIL_BACKEND_GONE: Final = 4
 MAIL_PROBED: Final = 5
 MAIL_ERROR: Final = 6
 MAIL_STATUS_CHANGED: Final = 7
+MAIL_CLOSED: Final = 8
 
 
 class Mail:
@@ -191,9 +192,11 @@ class Hub(Effects, LinkHost):
     def backend_gone(self, backend: BackendLink, reason: str) -> None:
         """See `LinkHost`."""
         entry = backend.entry
-        if not entry.close_reason:
+        if entry.close_reason:
+            self.post(MAIL_CLOSED, entry)
+        else:
             entry.close_reason = reason
-            self.post(MAIL_BACKEND_GONE, entry, reason)
+            self.post(MAIL_BACKEND_GONE, entry)
         self._end_task(backend, reason)
         self.driver.closed(entry, self.selector.now)
 

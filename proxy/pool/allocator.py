@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from proxy.pool.ledger import CLOSING as CLOSING_STATE
 from proxy.pool.ledger import (
-    CLOSING,
     CONNECTING,
     FLAG_DIRTY,
     FLAG_HELD_BACK,
     FLAG_OBSOLETE,
     IDLE,
+    LINGERING,
     WAIT_BACKOFF,
     WAIT_CONNECT,
     WAIT_NODE,
@@ -135,6 +136,8 @@ def plan_release(node: NodeLedger, entry: BackendEntry, now: float, foreign_wait
     """A backend is free: CLOSE, RESET or PARK it, or GRANT it to a waiter of its pool."""
     if entry.flags & FLAG_OBSOLETE:
         return Operation(CLOSE, entry=entry, text="obsolete")
+    if over_cap(node, entry):
+        return Operation(CLOSE, entry=entry, text="a cap was lowered")
     if entry.flags & FLAG_DIRTY:
         return Operation(RESET, entry=entry)
     pool = entry.pool
@@ -152,6 +155,20 @@ def plan_release(node: NodeLedger, entry: BackendEntry, now: float, foreign_wait
     if own is not None:
         return Operation(GRANT, entry=entry, pool=pool, waiter=own)
     return Operation(PARK, entry=entry)
+
+
+def over_cap(node: NodeLedger, entry: BackendEntry) -> bool:
+    """Say whether more is held than a cap allows that was lowered since, not counting what is closing already."""
+    tenant, server = entry.pool.tenant, entry.server
+    if tenant.held > tenant.pool_size:
+        closing = 0
+        for pool in tenant.pools:
+            closing += pool.counts[CLOSING_STATE] + pool.counts[LINGERING]
+        if tenant.held - closing > tenant.pool_size:
+            return True
+    if server.held - server.closing > server.max_connections:
+        return True
+    return node.held - node.closing > node.max_backends
 
 
 def oldest_waiter(pool: PoolLedger) -> Waiter | None:
@@ -175,6 +192,8 @@ def plan_upkeep(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
     for entry in pool.idle:
         if entry.flags & FLAG_OBSOLETE:
             return Operation(CLOSE, entry=entry, text="obsolete")
+        if over_cap(node, entry):
+            return Operation(CLOSE, entry=entry, text="a cap was lowered")
         if entry.expires_at and entry.expires_at <= now:
             return Operation(CLOSE, entry=entry, text="server_lifetime is over")
         if (
@@ -231,7 +250,7 @@ def _idle_sibling(pool: PoolLedger) -> BackendEntry | None:
     best: BackendEntry | None = None
     closing = 0
     for sibling in pool.tenant.pools:
-        closing += sibling.counts[CLOSING]
+        closing += sibling.counts[CLOSING_STATE]
     if closing >= pool.waiting - pool.counts[CONNECTING]:
         return None
     for sibling in pool.tenant.pools:

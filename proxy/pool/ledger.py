@@ -165,7 +165,8 @@ class PoolLedger:
         self.last_used = 0.0
         self.held_back_state = ""
         self.counters = tenant.counters
-        self.route: object = None
+        self.mode = 0
+        self.target: object = None
 
     def held(self) -> int:
         """Slots that this pool holds, in whatever state."""
@@ -190,9 +191,11 @@ class BackendEntry:
         self.state = CONNECTING
         self.flags = 0
         self.generation = pool.generation
+        self.target = pool.target
         self.opened_at = now
         self.since = now
         self.expires_at = 0.0
+        self.cancels = 0
         self.close_reason = ""
         self.link: object = None
 

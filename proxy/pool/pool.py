@@ -193,8 +193,16 @@ class PoolDriver:
         entry.flags &= ~FLAG_DIRTY
         self.release(entry, now)
 
+    def cancel_begins(self, entry: BackendEntry) -> None:
+        """Keep a backend from everybody else while a cancel request for it is under way."""
+        entry.cancels += 1
+        entry.flags |= FLAG_CANCELLING
+
     def cancel_done(self, entry: BackendEntry, now: float) -> None:
-        """Note that the cancel request aimed at this backend has been delivered or given up."""
+        """Note that a cancel request aimed at this backend has been delivered or given up."""
+        entry.cancels -= 1
+        if entry.cancels:
+            return
         entry.flags &= ~FLAG_CANCELLING
         if entry.state == CANCELLING:
             self.release(entry, now)

@@ -1,0 +1,181 @@
+"""Opens backends and sends cancel requests: the coroutine side of what the driver plans."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_backend
+from proxy.net.cancel import send_cancel
+from proxy.net.tls import ServerTlsContexts
+
+from proxy.net.backend_link import BackendLink, link_of
+from proxy.net.hub import Hub
+from proxy.net.statuses import StatusCache
+from proxy.pool.ledger import CANCELLING, CLOSING, GONE, BackendEntry
+from proxy.pool.tenancy import Target
+from proxy.session.parameters import ParameterSet
+from registry.contract import ServerInfo
+
+log = structlog.get_logger(__name__)
+
+CANCEL_WAIT: Final = 10.0
+"""Seconds that a cancel request may take; the backend is closed when it takes longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialSettings:
+    """How backends are opened; times in seconds, the jitter as a share of the lifetime."""
+
+    connect_timeout: float = 15.0
+    retry_first: float = 0.2
+    retry_most: float = 15.0
+    lifetime_jitter: float = 0.1
+    cancel_wait: float = CANCEL_WAIT
+    max_cancels: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Where a backend really is: the address that answered, and whether TLS is on."""
+
+    ready: ReadyBackend
+    server: ServerInfo
+
+
+class Dialer:
+    """Opens backends for one node.
+
+    `spawn` starts a coroutine as a task that the node owns.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        statuses: StatusCache,
+        plain: ParameterSet,
+        settings: DialSettings,
+        *,
+        spawn: Callable[..., object],
+        chance: random.Random,
+        tls_contexts: ServerTlsContexts,
+    ) -> None:
+        self._hub = hub
+        self._statuses = statuses
+        self._plain = plain
+        self._settings = settings
+        self._spawn = spawn
+        self._chance = chance
+        self._tls = tls_contexts
+        self._cancels = asyncio.Semaphore(settings.max_cancels)
+        self._where: dict[BackendEntry, Opened] = {}
+
+    async def open(self, entry: BackendEntry) -> None:
+        """Open the backend for a slot, and report how that ended."""
+        target = entry.target
+        assert isinstance(target, Target)
+        try:
+            ready = await open_backend(
+                target.server,
+                target.database,
+                target.credentials,
+                connect_timeout=self._settings.connect_timeout,
+                tls_contexts=self._tls,
+            )
+        except BackendOpenFailed as failure:
+            self._failed(entry, failure)
+            return
+        except asyncio.CancelledError:
+            self._failed(entry, BackendOpenFailed("the node is shutting down", None, whole_server=False))
+            raise
+        self._take(entry, ready, target)
+
+    async def cancel(self, entry: BackendEntry, still_wanted: Callable[[], bool]) -> None:
+        """Send a cancel request for what a backend does, if `still_wanted` says so once it can be sent.
+
+        From then until the server has closed that connection the backend serves nobody else.
+        """
+        opened = self._where.get(entry)
+        link = entry.link
+        if opened is None or not isinstance(link, BackendLink) or not opened.ready.key:
+            return
+        self._hub.driver.cancel_begins(entry)
+        delivered = True
+        try:
+            async with self._cancels:
+                await send_cancel(
+                    opened.server,
+                    opened.ready.address,
+                    opened.ready.pid,
+                    opened.ready.key,
+                    still_wanted=still_wanted,
+                    timeout=self._settings.cancel_wait,
+                    tls_contexts=self._tls,
+                )
+        except (OSError, TimeoutError) as error:
+            delivered = False
+            log.warning("cancel request failed", server=entry.server.name, reason=str(error) or "timeout")
+        finally:
+            self._cancel_over(entry, delivered)
+
+    def cancel_closing(self, entry: BackendEntry) -> None:
+        """Make a server notice that the client of a busy backend is gone."""
+        self._spawn(self.cancel(entry, lambda: entry.state >= CLOSING and entry.state != GONE))
+
+    def gone(self, entry: BackendEntry) -> None:
+        """Forget a backend that is closed."""
+        self._where.pop(entry, None)
+
+    def _take(self, entry: BackendEntry, ready: ReadyBackend, target: Target) -> None:
+        link = BackendLink(self._hub, self._hub.selector, ready.sock, entry, self._plain)
+        link.pid = ready.pid
+        link.state.params = dict(ready.params)
+        self._where[entry] = Opened(ready, target.server)
+        now = self._hub.selector.now
+        if entry.pool.lifetime:
+            spread = entry.pool.lifetime * self._settings.lifetime_jitter
+            entry.expires_at = now + entry.pool.lifetime - self._chance.random() * spread
+        if entry.generation == entry.pool.generation:
+            self._statuses.observe(entry.pool, entry.generation, self._plain, ready.params)
+        log.debug(
+            "backend opened",
+            tenant=entry.pool.tenant.slug,
+            server=entry.server.name,
+            role=entry.pool.role,
+            pid=ready.pid,
+        )
+        self._hub.backend_ready(link)
+
+    def _failed(self, entry: BackendEntry, failure: BackendOpenFailed) -> None:
+        failures = entry.server.failures if failure.whole_server else entry.pool.failures
+        pause = min(self._settings.retry_most, self._settings.retry_first * 2.0 ** min(failures, 16))
+        pause *= 0.5 + self._chance.random() / 2
+        log.warning(
+            "backend could not be opened",
+            tenant=entry.pool.tenant.slug,
+            server=entry.server.name,
+            role=entry.pool.role,
+            reason=failure.text,
+            sqlstate=failure.sqlstate,
+            retry_in=round(pause, 3),
+        )
+        now = self._hub.selector.now
+        self._hub.driver.open_failed(entry, now, now + pause, failure.text, failure.whole_server)
+
+    def _cancel_over(self, entry: BackendEntry, delivered: bool) -> None:
+        now = self._hub.selector.now
+        if not delivered and entry.state == CANCELLING:
+            self._hub.driver.close(entry, "a cancel request for it was not confirmed", now)
+        self._hub.driver.cancel_done(entry, now)
+
+
+def serving(entry: BackendEntry, client: object, readies: int) -> bool:
+    """Say whether a backend is still linked to this client and at the same request."""
+    if entry.state == GONE:
+        return False
+    link = link_of(entry)
+    return link.client is client and link.state.readies == readies and link.state.owes()

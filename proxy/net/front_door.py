@@ -1,0 +1,331 @@
+"""A client's way in: from an accepted socket to a link, one coroutine per login."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from proxy.net.client_handshake import (
+    AuthPolicy,
+    ClientGone,
+    Greeting,
+    GreetPolicy,
+    authenticate,
+    greet,
+)
+from proxy.net.handshake_io import HandshakeSocket
+
+from proxy.errors import (
+    INVALID_OPTIONS,
+    LOGIN_TIMEOUT,
+    NODE_STOPPING,
+    NOT_READY,
+    PROTOCOL_VIOLATION,
+    QUERY_CANCELED,
+    TENANT_TOO_MANY_CLIENTS,
+    TOO_MANY_CLIENTS,
+    USER_MISSING,
+    Failure,
+)
+from proxy.net.client_link import ClientLink
+from proxy.net.dialer import Dialer, serving
+from proxy.net.failures import fatal_response
+from proxy.net.hub import Hub, held_back
+from proxy.net.link_host import MODE_SESSION
+from proxy.net.probe import Probe
+from proxy.net.statuses import StatusCache
+from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
+from proxy.pool.pool import NEVER
+from proxy.pool.tenancy import Tenancy
+from proxy.routing.lookups import SingleFlight
+from proxy.routing.names import Selectors
+from proxy.routing.resolver import Resolution, Resolver
+from proxy.session.parameters import ParameterSet, ParameterTable
+from proxy.session.replies import PIN_SESSION
+from proxy.wire import ProtocolError, StartupOptionError
+from proxy.wire.options import parse_startup_options
+from proxy.wire.reports import BackendKeyData, ErrorResponse
+
+log = structlog.get_logger(__name__)
+
+NODE_SHIFT: Final = 24
+"""A cancel key's process id is the node's number above this bit, and random bits below it."""
+LAST_WORDS: Final = 2.0
+"""Seconds that a refused client has to take the reason."""
+READY: Final = b"Z\x00\x00\x00\x05I"
+AUTHENTICATION_OK: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class DoorSettings:
+    """What every login is held to; times in seconds."""
+
+    login_timeout: float
+    max_clients: int
+    node_id: int
+    greet: GreetPolicy
+    auth: AuthPolicy
+
+
+@dataclass(slots=True)
+class ClientInfo:
+    """What is known of a client besides its link; for logs, metrics and the console."""
+
+    user: str
+    address: str
+    tls: bool
+    since: float
+    pid: int
+    key: bytes
+
+
+class SettingsRefused(Exception):
+    """PostgreSQL refused a client's startup parameters; `message` is its ErrorResponse, as FATAL."""
+
+    def __init__(self, message: ErrorResponse) -> None:
+        super().__init__(message.message)
+        self.message = message
+
+
+class FrontDoor:
+    """Logs clients in.
+
+    `clients` are the linked ones by the process id of their cancel key.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        resolver: Resolver,
+        tenancy: Tenancy,
+        statuses: StatusCache,
+        table: ParameterTable,
+        dialer: Dialer,
+        settings: DoorSettings,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._hub = hub
+        self._resolver = resolver
+        self._tenancy = tenancy
+        self._statuses = statuses
+        self._table = table
+        self._dialer = dialer
+        self._settings = settings
+        self._clock = clock
+        self._flights = SingleFlight()
+        self._next_ident = 1
+        self.clients: dict[int, ClientLink] = {}
+        self.refused: dict[str, int] = {}
+        self.logins = 0
+        self.stopping = False
+
+    async def welcome(self, sock: socket.socket, address: str) -> None:
+        """Take one accepted connection through its login, and leave nothing behind if that fails."""
+        io = HandshakeSocket(sock)
+        started = self._clock()
+        try:
+            async with asyncio.timeout(self._settings.login_timeout):
+                await self._login(io, address, started)
+        except ClientGone as gone:
+            log.debug("client left before its login", address=address, reason=str(gone))
+        except TimeoutError:
+            await self._refuse(io, address, Failure(LOGIN_TIMEOUT, seconds=self._settings.login_timeout))
+        except Failure as failure:
+            await self._refuse(io, address, failure)
+        except StartupOptionError as error:
+            await self._refuse(io, address, Failure(INVALID_OPTIONS, reason=error))
+        except ProtocolError as error:
+            await self._refuse(io, address, Failure(PROTOCOL_VIOLATION, reason=error))
+        except SettingsRefused as refusal:
+            await self._say(io, refusal.message.encode())
+            self._count_refusal("settings_refused", address, str(refusal))
+        except OSError as error:
+            log.debug("client lost before its login", address=address, reason=str(error))
+        finally:
+            io.close()
+
+    def client_gone(self, client: ClientLink, reason: str) -> None:
+        """Take a client off the books."""
+        info = client.info
+        assert isinstance(info, ClientInfo)
+        if self.clients.pop(info.pid, None) is None:
+            return
+        tenant = client.pool.tenant
+        tenant.clients -= 1
+        now = self._clock()
+        client.pool.last_used = now
+        log.info(
+            "client disconnected",
+            tenant=tenant.slug,
+            user=info.user,
+            address=info.address,
+            reason=reason,
+            duration=round(now - info.since, 3),
+        )
+
+    async def close(self) -> None:
+        """Stop the probes that are under way."""
+        await self._flights.close()
+
+    async def _login(self, io: HandshakeSocket, address: str, started: float) -> None:
+        greeting = await greet(io, self._settings.greet)
+        if greeting.cancel is not None:
+            await self._cancel(greeting.cancel.pid, greeting.cancel.key)
+            return
+        startup = greeting.startup
+        assert startup is not None
+        if self.stopping:
+            raise Failure(NODE_STOPPING)
+        if len(self.clients) >= self._settings.max_clients:
+            raise Failure(TOO_MANY_CLIENTS, limit=self._settings.max_clients)
+        if not startup.user:
+            raise Failure(USER_MISSING)
+        pairs = parse_startup_options(startup.options or "", bare=frozenset({"tenant"})) + tuple(startup.settings)
+        resolution = await self._resolver.resolve(Selectors(startup.user, startup.database, tuple(pairs), greeting.sni))
+        final = await authenticate(io, startup.user, resolution, self._settings.auth, tls=greeting.tls)
+        if resolution.failure is not None:
+            raise resolution.failure
+        await self._admit(io, greeting, resolution, address, started, final)
+
+    async def _admit(
+        self,
+        io: HandshakeSocket,
+        greeting: Greeting,
+        resolution: Resolution,
+        address: str,
+        started: float,
+        final: bytes,
+    ) -> None:
+        """Give an authenticated client its place, or refuse it for want of one."""
+        pool = self._pool_of(resolution)
+        tenant = pool.tenant
+        if tenant.clients >= tenant.max_clients:
+            raise Failure(TENANT_TOO_MANY_CLIENTS, tenant=tenant.slug, limit=tenant.max_clients)
+        tenant.clients += 1
+        try:
+            parameters = self._parameters_of(resolution)
+            statuses = await self._statuses_for(pool, parameters)
+            pid, key = self._new_key(greeting.minor)
+            key_data = BackendKeyData(pid, key).encode()
+            await io.send(final + AUTHENTICATION_OK + statuses + key_data + READY)
+            if pool.flags & FLAG_HELD_BACK:
+                raise held_back(pool)
+            link = ClientLink(self._hub, self._hub.selector, io.detach(), self._next_ident, pool, parameters)
+        except BaseException:
+            tenant.clients -= 1
+            raise
+        self._next_ident += 1
+        link.mode = pool.mode
+        if link.mode == MODE_SESSION:
+            link.front.pins |= PIN_SESSION
+        link.info = ClientInfo(resolution.user, address, greeting.tls, started, pid, key)
+        self.clients[pid] = link
+        self.logins += 1
+        self._hub.selector.add(link, link.reading())
+        if link.tls:
+            self._hub.selector.serve_buffered(link)
+        log.info(
+            "client connected",
+            tenant=tenant.slug,
+            user=resolution.user,
+            address=address,
+            tls=greeting.tls,
+            duration=round(self._clock() - started, 4),
+        )
+
+    def _pool_of(self, resolution: Resolution) -> PoolLedger:
+        route, role = resolution.route, resolution.role
+        assert route is not None
+        if role is None or route.server is None or route.database_name is None:
+            raise Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, without a database or a role")
+        pool = self._tenancy.pool_for(route, role, self._hub.selector.now)
+        if pool.flags & FLAG_HELD_BACK:
+            raise held_back(pool)
+        return pool
+
+    def _parameters_of(self, resolution: Resolution) -> ParameterSet:
+        pairs = [
+            (name.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape"))
+            for name, value in resolution.settings
+        ]
+        try:
+            return self._table.intern(pairs)
+        except ValueError as error:
+            raise Failure(INVALID_OPTIONS, reason=error) from None
+
+    async def _statuses_for(self, pool: PoolLedger, parameters: ParameterSet) -> bytes:
+        """What the client is told of the server's parameters; a backend is needed only for what is not yet known."""
+        known = self._statuses.get(pool, parameters)
+        if known is not None:
+            return known
+        key = (pool, pool.generation, parameters)
+        return await self._flights.run(key, lambda: self._probe(pool, parameters))
+
+    async def _probe(self, pool: PoolLedger, parameters: ParameterSet) -> bytes:
+        future: asyncio.Future[Probe] = asyncio.get_running_loop().create_future()
+        probe = Probe(parameters, future)
+        now = self._hub.selector.now
+        deadline = now + pool.queue_wait_timeout if pool.queue_wait_timeout else NEVER
+        waiter = Waiter(pool, now, deadline, probe)
+        generation = pool.generation
+        self._hub.driver.request(waiter, now)
+        try:
+            await future
+        finally:
+            # A backend that was granted meanwhile gives itself back when it has answered.
+            self._hub.driver.abandon(waiter)
+        if probe.failure is not None:
+            raise probe.failure
+        if probe.error:
+            raise SettingsRefused(_as_fatal(probe.error))
+        return self._statuses.put(pool, generation, parameters, probe.statuses)
+
+    def _new_key(self, minor: int) -> tuple[int, bytes]:
+        """Make an unguessable cancel key that no other client has, with the node's number in it."""
+        while True:
+            pid = (self._settings.node_id << NODE_SHIFT) | secrets.randbits(NODE_SHIFT)
+            if pid and pid not in self.clients:
+                return pid, secrets.token_bytes(32 if minor >= 2 else 4)
+
+    async def _cancel(self, pid: int, key: bytes) -> None:
+        """Cancel what the client with this key is doing; whoever has no such key is told nothing."""
+        client = self.clients.get(pid)
+        info = client.info if client is not None else None
+        if client is None or not isinstance(info, ClientInfo) or not hmac.compare_digest(info.key, key):
+            log.info("cancel request with an unknown key")
+            return
+        if self._hub.cancel_queued(client, Failure(QUERY_CANCELED)):
+            return
+        backend = client.backend
+        if backend is None or not backend.state.owes():
+            return
+        entry, readies = backend.entry, backend.state.readies
+        await self._dialer.cancel(entry, lambda: serving(entry, client, readies))
+
+    async def _refuse(self, io: HandshakeSocket, address: str, failure: Failure) -> None:
+        await self._say(io, fatal_response(failure))
+        self._count_refusal(failure.spec.name, address, failure.message)
+
+    async def _say(self, io: HandshakeSocket, message: bytes) -> None:
+        try:
+            async with asyncio.timeout(LAST_WORDS):
+                await io.send(message)
+        except (ClientGone, OSError) as error:
+            log.debug("client did not wait for its refusal", reason=str(error))
+
+    def _count_refusal(self, name: str, address: str, reason: str) -> None:
+        self.refused[name] = self.refused.get(name, 0) + 1
+        log.info("client refused", address=address, error=name, reason=reason)
+
+
+def _as_fatal(message: bytes) -> ErrorResponse:
+    """The server's refusal of a setting, in the severity that it has when it comes at login."""
+    error = ErrorResponse.decode(message[5:])
+    return ErrorResponse(tuple((code, "FATAL" if code in "SV" else text) for code, text in error.fields))

@@ -1,0 +1,201 @@
+"""Brings routes into the ledger: pools appear with their first client, follow their route, and go when they are cold.
+
+The ledger knows numbers, not routes.  `Tenancy` keeps the two in step: what a change of a route means for limits,
+generation, server and service is decided here, and carried out by the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from proxy.pool.counters import Counters
+from proxy.pool.ledger import FLAG_HELD_BACK, FLAG_MODE, NodeLedger, PoolLedger, ServerLedger, TenantLedger, repoint
+from proxy.pool.pool import PoolDriver
+from registry.contract import Credentials, PoolMode, ResetPolicy, Route, ServerInfo, TenantState
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The node's limits for tenants that have none of their own; times in seconds, 0 is no limit."""
+
+    pool_size: int = 20
+    min_pool_size: int = 0
+    max_clients: int = 1000
+    max_waiting: int = 1000
+    queue_wait_timeout: float = 120.0
+    server_idle_timeout: float = 600.0
+    server_lifetime: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is needed to open a backend: where, which database, as whom, and for which generation of the route."""
+
+    server: ServerInfo
+    database: str
+    credentials: Credentials
+    generation: int
+
+    def leads_where(self, other: object) -> bool:
+        """Say whether a backend opened for this target serves the other one as well."""
+        return (
+            isinstance(other, Target)
+            and (self.generation, self.database, self.credentials)
+            == (other.generation, other.database, other.credentials)
+            and (self.server.server_id, self.server.addresses, self.server.tls_mode, self.server.tls_ca)
+            == (other.server.server_id, other.server.addresses, other.server.tls_mode, other.server.tls_ca)
+        )
+
+
+class Tenancy:
+    """The tenants that this node serves at present.
+
+    `counters` outlive the ledgers of cold tenants, so that a counter shown to the outside never goes back.  `watch`
+    is called with the route of each tenant that appears, `unwatch` with the id of each that goes.
+    """
+
+    def __init__(
+        self,
+        node: NodeLedger,
+        driver: PoolDriver,
+        defaults: Defaults,
+        *,
+        watch: Callable[[Route], None],
+        unwatch: Callable[[int], None],
+    ) -> None:
+        self.node = node
+        self.driver = driver
+        self.defaults = defaults
+        self._watch = watch
+        self._unwatch = unwatch
+        self.counters: dict[int, Counters] = {}
+        self.slugs: dict[int, str] = {}
+
+    def pool_for(self, route: Route, role: Credentials, now: float) -> PoolLedger:
+        """Find or make the pool of this tenant and role.
+
+        Raises ValueError for a route without a server or database: such a tenant cannot be served.
+        """
+        if route.server is None or route.database_name is None:
+            raise ValueError(f"tenant {route.slug} has no database")
+        tenant = self.node.tenants.get(route.tenant_id)
+        is_new = tenant is None
+        if tenant is None:
+            tenant = TenantLedger(route.tenant_id, route.slug)
+            tenant.counters = self.counters.setdefault(route.tenant_id, tenant.counters)
+            self.slugs[route.tenant_id] = route.slug
+            self.node.tenants[route.tenant_id] = tenant
+            self._limit_tenant(tenant, route)
+        key = (route.tenant_id, role.user)
+        pool = self.node.pools.get(key)
+        if pool is None:
+            pool = PoolLedger(tenant, self._server(route.server), role.user)
+            self.node.pools[key] = pool
+            tenant.pools.append(pool)
+            self._point(pool, route, role)
+            self.node.refresh_flags()
+        pool.last_used = now
+        if is_new:
+            self._watch(route)
+        return pool
+
+    def apply_route(self, tenant_id: int, route: Route | None, now: float) -> None:
+        """Follow a change of a tenant's route; None is a tenant that exists no more.
+
+        Backends of an older generation are closed when idle or when released; transactions in flight end where
+        they began.
+        """
+        tenant = self.node.tenants.get(tenant_id)
+        if tenant is None:
+            return
+        if route is not None:
+            tenant.slug = route.slug
+            self.slugs[tenant_id] = route.slug
+            self._limit_tenant(tenant, route)
+        for pool in list(tenant.pools):
+            self._follow(pool, route, now)
+
+    def forget_cold(self, now: float, after: float) -> int:
+        """Free the ledgers of tenants that hold nothing and have had no client for `after` seconds; return how many."""
+        freed = 0
+        for tenant in list(self.node.tenants.values()):
+            if tenant.clients or tenant.held or tenant.waiting or any(pool.min_size for pool in tenant.pools):
+                continue
+            if any(pool.last_used + after > now for pool in tenant.pools):
+                continue
+            for pool in tenant.pools:
+                del self.node.pools[tenant.tenant_id, pool.role]
+            del self.node.tenants[tenant.tenant_id]
+            self._unwatch(tenant.tenant_id)
+            freed += 1
+        if freed:
+            in_use = {pool.server.server_id for pool in self.node.pools.values()}
+            for server in list(self.node.servers.values()):
+                if not server.held and server.server_id not in in_use:
+                    del self.node.servers[server.server_id]
+        return freed
+
+    def _follow(self, pool: PoolLedger, route: Route | None, now: float) -> None:
+        target = pool.target
+        assert isinstance(target, Target)
+        served = route is not None and route.state is TenantState.READY and route.server is not None
+        if route is not None and served:
+            # A pool of another role than the route's own keeps its credentials; its logins bring new ones.
+            own = route.role is not None and route.role.user == pool.role
+            role = route.role if own and route.role is not None else target.credentials
+            self._point(pool, route, role)
+            if not target.leads_where(pool.target):
+                pool.generation += 1
+                pool.backoff_until = 0.0
+                self.driver.make_obsolete(pool, now)
+            if pool.flags & FLAG_HELD_BACK:
+                pool.held_back_state = ""
+                self.driver.let_go(pool, now)
+            self.driver.grow(pool, now)
+            return
+        pool.held_back_state = route.state.value if route is not None else ""
+        self.driver.hold_back(pool, now)
+
+    def _limit_tenant(self, tenant: TenantLedger, route: Route) -> None:
+        limits, defaults = route.limits, self.defaults
+        tenant.pool_size = _pick(limits.pool_size, defaults.pool_size)
+        tenant.max_clients = _pick(limits.max_clients, defaults.max_clients)
+        tenant.max_waiting = _pick(limits.max_waiting, defaults.max_waiting)
+
+    def _point(self, pool: PoolLedger, route: Route, role: Credentials) -> None:
+        """Set what a pool takes from its route."""
+        assert route.server is not None
+        assert route.database_name is not None
+        limits, defaults = route.limits, self.defaults
+        repoint(self.node, pool, self._server(route.server))
+        pool.target = Target(route.server, route.database_name, role, route.generation)
+        pool.min_size = _pick(limits.min_pool_size, defaults.min_pool_size)
+        pool.queue_wait_timeout = _pick(limits.queue_wait_timeout, defaults.queue_wait_timeout)
+        pool.idle_timeout = _pick(limits.server_idle_timeout, defaults.server_idle_timeout)
+        pool.lifetime = _pick(limits.server_lifetime, defaults.server_lifetime)
+        pool.reset_always = route.reset is ResetPolicy.ALWAYS
+        pool.mode = MODES[route.pool_mode]
+        slow = pool.reset_always or route.pool_mode is not PoolMode.TRANSACTION
+        pool.flags = (pool.flags | FLAG_MODE) if slow else (pool.flags & ~FLAG_MODE)
+
+    def _server(self, info: ServerInfo) -> ServerLedger:
+        server = self.node.servers.get(info.server_id)
+        if server is None:
+            server = ServerLedger(info.server_id, info.name, max(1, info.max_connections))
+            self.node.servers[info.server_id] = server
+            self.node.refresh_flags()
+        else:
+            server.name = info.name
+            server.max_connections = max(1, info.max_connections)
+        return server
+
+
+MODES = {PoolMode.TRANSACTION: 0, PoolMode.SESSION: 1, PoolMode.STATEMENT: 2}
+
+
+def _pick(own: Number | None, default: Number) -> Number:
+    return default if own is None else own
