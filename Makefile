@@ -57,10 +57,12 @@ test-compiled: .venv/.testable ## The tests of the relay and the whole proxy, ag
 		--override-ini pythonpath=tests $(COMPILED_TESTS:%="$$root"/%)
 
 lint: .venv-dev/.installed ## ruff, mypy and the rules of which room may import which
-	@$(DEV)/ruff check --quiet .
-	$(DEV)/ruff format --quiet --check . || { echo "Not formatted as ruff would: make format" >&2; exit 1; }
-	$(DEV)/mypy --no-error-summary
-	$(DEV)/lint-imports --no-timings >.venv-dev/lint-imports.log || { cat .venv-dev/lint-imports.log >&2; exit 1; }
+	@failed=0
+	$(DEV)/ruff check --quiet . || failed=1
+	$(DEV)/ruff format --quiet --check . || { echo "Not formatted as ruff would: make format" >&2; failed=1; }
+	$(DEV)/mypy --no-error-summary || failed=1
+	report="$$($(DEV)/lint-imports --no-logo 2>&1)" || { echo "$$report" >&2; failed=1; }
+	exit $$failed
 
 format: .venv-dev/.installed ## Format the source and mend what ruff can mend
 	@$(DEV)/ruff format --quiet .

@@ -51,14 +51,14 @@ class BuildInfo:
 def build_info() -> BuildInfo:
     """Describe the running build.
 
-    Reads a few small files; call it once and keep the answer.  Raises OSError when the installation is damaged.
+    Reads a few small files; call it once and keep the answer.  Raises OSError when the installation lacks the list.
     """
     package = Path(__file__).resolve().parent
     modules = listed_modules(package)
     native = [module for module in modules if is_native(package.parent / module)]
     record = _read_record(package / RECORD_NAME)
     complete = bool(native) and len(native) == len(modules)
-    matches = not native or (complete and record.get("digest") == source_digest(package.parent, modules))
+    matches = not native or (complete and _source_is(record.get("digest"), package.parent, modules))
     return BuildInfo(
         version=_distribution_version(),
         relay="compiled" if complete else "interpreted",
@@ -91,6 +91,13 @@ def source_digest(root: Path, modules: Sequence[str]) -> str:
 def is_native(source: Path) -> bool:
     """Tell whether an extension module lies beside `source`; Python then imports it and not the source."""
     return any(source.with_name(source.stem + suffix).exists() for suffix in EXTENSION_SUFFIXES)
+
+
+def _source_is(digest: str | None, root: Path, modules: Sequence[str]) -> bool:
+    try:
+        return source_digest(root, modules) == digest
+    except FileNotFoundError:
+        return False
 
 
 def _read_record(path: Path) -> dict[str, str]:
