@@ -66,6 +66,8 @@ def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
     def prepare() -> None:
         if foreground:
             os.tcsetpgrp(0, os.getpid())
+            # Nobody here could wake it again.
+            signal.signal(signal.SIGTSTP, signal.SIG_IGN)
         for number in FOR_THE_CHILD_ALONE:
             signal.signal(number, signal.SIG_DFL)
         # Changing the user clears this setting, and Popen calls here only after that.
