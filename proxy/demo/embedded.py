@@ -29,6 +29,8 @@ HOST = "127.0.0.1"
 POLL_INTERVAL = 0.01
 KILL_PATIENCE = 10.0
 LOG_TAIL = 2_000
+# The address of a Unix socket has 104 bytes on some systems; its name here is `/.s.PGSQL.` and a port.
+LONGEST_SOCKET_DIRECTORY = 85
 STATUS_LINE = 7
 STOP_SIGNALS: Mapping[str, signal.Signals] = MappingProxyType(
     {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
@@ -39,7 +41,7 @@ QUICK_NOT_DURABLE: Mapping[str, str] = MappingProxyType({"fsync": "off", "full_p
 class EmbeddedServer:
     """One PostgreSQL server (major version 17 or 18) with a fresh cluster in a temporary directory.
 
-    It listens on 127.0.0.1 and on a Unix socket in its data directory, and wants SCRAM-SHA-256 from everyone
+    It listens on 127.0.0.1 and, where its path is short enough, on a Unix socket in its data directory; it wants SCRAM-SHA-256 from everyone
     unless `hba` gives the lines of pg_hba.conf.  `durable=False` trades safety in a power cut for speed.  `tls` is a
     certificate chain and its key in PEM; only version 17 is built with TLS.  `settings` are any others of
     postgresql.conf.  The superuser is `postgres`, its password random.
@@ -233,7 +235,8 @@ class EmbeddedServer:
             )
 
     def _configure(self) -> None:
-        settings = {**self._settings, "port": str(self.port), "unix_socket_directories": str(self.data_dir)}
+        sockets = str(self.data_dir) if len(str(self.data_dir)) <= LONGEST_SOCKET_DIRECTORY else ""
+        settings = {**self._settings, "port": str(self.port), "unix_socket_directories": sockets}
         if self._tls is not None:
             for name, pem in zip(("server.crt", "server.key"), self._tls, strict=True):
                 self._write_private(self.data_dir / name, pem)

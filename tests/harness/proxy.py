@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.rawclient import RawClient
-
 from proxy.demo.node import NodeProcess
 from proxy.demo.ports import free_port
 
