@@ -2,7 +2,6 @@
 # docker run -p 6432:6432 -p 6480:6480 -v ./configs:/etc/pgtenant:ro -v pgtenant:/var/lib/pgtenant pgtenant
 
 FROM python:3.13-bookworm AS builder
-ARG COMMIT=""
 WORKDIR /build
 # The dependencies alone first: they stay in the cache while only the source changes.
 COPY pyproject.toml ./
@@ -13,6 +12,7 @@ RUN python -m venv /opt/pgtenant \
 COPY setup.py README.md LICENSE ./
 COPY proxy proxy
 COPY registry registry
+ARG COMMIT=""
 RUN REQUIRE_COMPILED=1 PGTENANT_BUILD_COMMIT="$COMMIT" /opt/pgtenant/bin/pip install --no-cache-dir .
 
 FROM python:3.13-slim-bookworm
@@ -21,12 +21,14 @@ COPY --from=builder /opt/pgtenant /opt/pgtenant
 ENV PATH="/opt/pgtenant/bin:$PATH" \
     PYTHONUNBUFFERED=1 \
     PGTENANT_LISTEN__HOST=0.0.0.0 \
-    PGTENANT_HTTP__HOST=0.0.0.0
+    PGTENANT_HTTP__HOST=0.0.0.0 \
+    PGTENANT_HTTP__PORT=6480
 USER pgtenant
 WORKDIR /var/lib/pgtenant
 EXPOSE 6432 6480
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:6480/healthz', timeout=2).close()"]
+    CMD ["python", "-c", "import os, urllib.request as r; \
+r.urlopen(f'http://127.0.0.1:{os.environ[\"PGTENANT_HTTP__PORT\"]}/healthz', timeout=2).close()"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["pgtenant"]
 CMD ["serve", "--config", "/etc/pgtenant/pgtenant.toml"]

@@ -51,6 +51,13 @@ def test_the_relay_under_test_is_the_expected_one() -> None:
         assert (Path(loaded.__file__).parent == (TREE / module).parent) is (expected == "interpreted"), loaded
 
 
+def test_nothing_is_left_out_of_the_installation() -> None:
+    files = [path for package in ("proxy", "registry") for path in (TREE / package).rglob("*") if path.is_file()]
+    wanted = [path.relative_to(TREE) for path in files if path.suffix not in {".pyc", ".so"}]
+    visible = [path for path in wanted if not any(part.startswith(".") for part in path.parts)]
+    assert [str(path) for path in visible if not (PACKAGE.parent / path).is_file()] == []
+
+
 def test_every_listed_module_exists_once() -> None:
     modules = listed_modules(PACKAGE)
     assert modules
