@@ -42,15 +42,15 @@ class Source(StrEnum):
 
     @property
     def phrase(self) -> str:
-        """The selector in the words of an error message."""
+        """The selector and its verb, as in `the options say "acme"`."""
         return _PHRASES[self]
 
 
 _PHRASES: Final = {
-    Source.SNI: "the host name",
-    Source.OPTIONS: "the options",
-    Source.USER: "the user name",
-    Source.DATABASE: "the database name",
+    Source.SNI: "the host name says",
+    Source.OPTIONS: "the options say",
+    Source.USER: "the user name says",
+    Source.DATABASE: "the database name says",
 }
 
 
@@ -150,7 +150,7 @@ class Statement:
     database: str | None = None
 
     def __str__(self) -> str:
-        return f'{self.source.phrase} says "{_shown(self.names[0])}"'
+        return f'{self.source.phrase} "{_shown(self.names[0])}"'
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,10 @@ class Resolver:
             raise Failure(REGISTRY_DOWN)
         return mock_verifier(secret, selector)
 
+    async def reachable(self) -> bool:
+        """Whether the registry answers now; asked once at the start of a node."""
+        return await self.lookups.mock_secret() is not None
+
     # Changes.
 
     def subscribe(self, listener: Listener) -> None:

@@ -1,0 +1,148 @@
+"""Routes and logins as JSON, for the snapshot on disk.  The result holds passwords: it is sealed before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeAlias, TypeVar
+
+from registry.contract import (
+    Address,
+    AuthMethod,
+    Credentials,
+    Limits,
+    Login,
+    PoolMode,
+    ResetPolicy,
+    Route,
+    Secret,
+    ServerHealth,
+    ServerInfo,
+    TenantState,
+    TlsMode,
+)
+
+Json: TypeAlias = dict[str, Any]
+T = TypeVar("T")
+
+
+def encode_route(route: Route) -> Json:
+    """Turn a route into JSON-ready values, its role's password included."""
+    return {
+        "tenant_id": route.tenant_id,
+        "slug": route.slug,
+        "state": route.state.value,
+        "server": None if route.server is None else _encode_server(route.server),
+        "database_name": route.database_name,
+        "role": _encode_credentials(route.role),
+        "generation": route.generation,
+        "aliases": list(route.aliases),
+        "pool_mode": route.pool_mode.value,
+        "reset": route.reset.value,
+        "limits": {one.name: getattr(route.limits, one.name) for one in fields(Limits)},
+    }
+
+
+def decode_route(data: Mapping[str, Any]) -> Route:
+    """Read a route back; raises ValueError, KeyError or TypeError for anything else."""
+    return Route(
+        tenant_id=_typed(data["tenant_id"], int),
+        slug=_typed(data["slug"], str),
+        state=TenantState(data["state"]),
+        server=_optional(data["server"], _decode_server),
+        database_name=_optional(data["database_name"], _text),
+        role=_optional(data["role"], _decode_credentials),
+        generation=_typed(data["generation"], int),
+        aliases=tuple(_text(one) for one in data["aliases"]),
+        pool_mode=PoolMode(data["pool_mode"]),
+        reset=ResetPolicy(data["reset"]),
+        limits=_decode_limits(data["limits"]),
+    )
+
+
+def encode_login(login: Login) -> Json:
+    """Turn a login into JSON-ready values, its verifier and hashes included."""
+    return {
+        "login_id": login.login_id,
+        "user": login.user,
+        "tenant_id": login.tenant_id,
+        "verifier": login.verifier,
+        "methods": sorted(method.value for method in login.methods),
+        "md5": [[user, secret.reveal()] for user, secret in login.md5],
+        "role": _encode_credentials(login.role),
+    }
+
+
+def decode_login(data: Mapping[str, Any]) -> Login:
+    """Read a login back; raises ValueError, KeyError or TypeError for anything else."""
+    return Login(
+        login_id=_typed(data["login_id"], int),
+        user=_text(data["user"]),
+        tenant_id=_optional(data["tenant_id"], _whole),
+        verifier=_text(data["verifier"]),
+        methods=frozenset(AuthMethod(method) for method in data["methods"]),
+        md5=tuple((_text(user), Secret(_text(secret))) for user, secret in data["md5"]),
+        role=_optional(data["role"], _decode_credentials),
+    )
+
+
+def _encode_server(server: ServerInfo) -> Json:
+    return {
+        "server_id": server.server_id,
+        "name": server.name,
+        "addresses": [[one.host, one.port] for one in server.addresses],
+        "max_connections": server.max_connections,
+        "tls_mode": server.tls_mode.value,
+        "tls_ca": server.tls_ca,
+        "draining": server.draining,
+        "health": server.health.value,
+    }
+
+
+def _decode_server(data: Mapping[str, Any]) -> ServerInfo:
+    return ServerInfo(
+        server_id=_whole(data["server_id"]),
+        name=_text(data["name"]),
+        addresses=tuple(Address(_text(host), _whole(port)) for host, port in data["addresses"]),
+        max_connections=_whole(data["max_connections"]),
+        tls_mode=TlsMode(data["tls_mode"]),
+        tls_ca=_optional(data["tls_ca"], _text),
+        draining=_typed(data["draining"], bool),
+        health=ServerHealth(data["health"]),
+    )
+
+
+def _encode_credentials(credentials: Credentials | None) -> Sequence[str | None] | None:
+    if credentials is None:
+        return None
+    return [credentials.user, None if credentials.password is None else credentials.password.reveal()]
+
+
+def _decode_credentials(data: Sequence[Any]) -> Credentials:
+    user, password = data
+    return Credentials(_text(user), None if password is None else Secret(_text(password)))
+
+
+def _decode_limits(data: Mapping[str, Any]) -> Limits:
+    for value in data.values():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError("a limit is a number")
+    return Limits(**data)
+
+
+def _optional(value: Any, decode: Callable[[Any], T]) -> T | None:
+    return None if value is None else decode(value)
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{kind.__name__} expected")
+    return value
+
+
+def _text(value: Any) -> str:
+    return _typed(value, str)
+
+
+def _whole(value: Any) -> int:
+    return _typed(value, int)
