@@ -60,8 +60,11 @@ class Survey:
 
     @property
     def by_whole_name(self) -> bool:
-        """Whether the user name is to be read whole, although it looks as if it had a suffix."""
-        return self.whole_login is not None and self.whole is not None and self.whole.route is not None
+        """Whether the user name is to be read whole, although it looks as if it had a suffix.
+
+        So it is for a login for all tenants, too, where the tenant is not known: it must look the same.
+        """
+        return self.whole_login is not None
 
     @property
     def statements(self) -> tuple[Statement, ...]:
@@ -88,7 +91,7 @@ class Survey:
     def certain(self) -> bool:
         """Whether the registry answered all that the verdict rests on."""
         if self.by_whole_name:
-            return True
+            return self.route is not None or self.decider.certain
         if self.found.route is None and not self.found.certain:
             return False
         if self.login is None and not self.login_certain:

@@ -78,6 +78,17 @@ async def test_every_way_to_spell_a_tenant_leads_to_it(build: Build, selectors: 
     assert resolution.verifier.usable
 
 
+async def test_a_login_for_all_tenants_with_the_separator_in_its_name_looks_the_same_everywhere(
+    build: Build, registry: FakeRegistry
+) -> None:
+    registry.put_login(make_login(9, "sue.support", None))
+    known = await build().resolve(Selectors("sue.support", "acme"))
+    unknown = await build().resolve(Selectors("sue.support", "nowhere"))
+    assert admitted(known) == "acme"
+    assert unknown.verifier.salt == known.verifier.salt
+    assert told(unknown.failure) == "unknown_tenant"
+
+
 async def test_a_whole_user_name_wins_over_its_suffix(build: Build, registry: FakeRegistry) -> None:
     registry.put(make_route(9, "doe"))
     registry.put_login(make_login(9, "jane", 9))
