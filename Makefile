@@ -7,6 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.ONESHELL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -25,7 +26,7 @@ SOURCES := $(BUILD_FILES) $(shell find proxy registry -type f -not -path '*/.*' 
 COMPILED_TESTS := $(wildcard tests/wire tests/session tests/pool tests/net tests/e2e tests/packaging/test_build_info.py)
 PYTEST := python -m pytest --numprocesses auto --dist loadfile --quiet $(PYTEST_ARGS)
 
-.PHONY: help demo test test-interpreted test-compiled lint format bench wheel clean
+.PHONY: help demo test test-interpreted test-compiled lint format bench wheel clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -79,8 +80,6 @@ clean: ## Remove both environments and everything that was built
 	find proxy registry tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	find proxy registry -name '*.so' -delete
 
-.ONESHELL:
-
 .venv/.created .venv-dev/.created:
 	@if [ -z "$(PYTHON)" ]; then
 		echo "pgtenant needs Python 3.11 or newer with its venv module (on Debian: apt install python3-venv)." >&2
@@ -90,7 +89,11 @@ clean: ## Remove both environments and everything that was built
 	"$(PYTHON)" -m venv --clear $(@D)
 	touch $@
 
-.venv/.installed: $(SOURCES) | .venv/.created
+# Changes when a file comes or goes.
+.venv/.sources: FORCE | .venv/.created
+	@printf '%s\n' $(SOURCES) | cmp --silent - $@ || printf '%s\n' $(SOURCES) >$@
+
+.venv/.installed: $(SOURCES) .venv/.sources
 	@echo "Installing into .venv (the first time this takes a minute or two)"
 	$(RUN)/pip install -qq '.[demo]'
 	$(RUN)/python -I -c 'from proxy.version import build_info; print(build_info())'

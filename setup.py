@@ -81,9 +81,9 @@ def extensions() -> list[Any]:
     if not arguments & BUILDING or arguments & EDITABLE:
         return []
     modules = VERSION.listed_modules(ROOT / "proxy")
-    missing = [module for module in modules if not (ROOT / module).is_file()]
-    if missing:
-        raise SystemExit(f"proxy/compiled_modules.txt names modules that do not exist: {', '.join(missing)}")
+    for module in modules:
+        if not (ROOT / module).is_file() or not (ROOT / module).with_name("__init__.py").is_file():
+            raise SystemExit(f"proxy/{VERSION.LIST_NAME} names {module}, which is no module of a package here")
     if not compiler_works():
         interpreted(VERSION.NO_COMPILER)
         return []
