@@ -1,0 +1,172 @@
+"""A client's first words: encryption requests, a cancel request or a StartupMessage, and the words that end a login.
+
+Whoever calls sets the time limit (`asyncio.timeout`) and closes the socket.  `ClientGone` ends a login without an
+answer; a `Failure` is told to the client with `send_failure`.
+
+Source: PostgreSQL documentation, "Protocol Flow", sections "Start-up", "SSL Session Encryption" and "Canceling
+Requests in Progress".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from proxy.errors import PROTOCOL_VIOLATION, REPLICATION_UNSUPPORTED, TLS_REQUIRED, UNSUPPORTED_PROTOCOL, Failure
+from proxy.net.failures import fatal_response
+from proxy.net.handshake_io import HandshakeSocket, PeerGone, TlsFailed
+from proxy.net.tls import ALPN, ClientTls
+from proxy.wire import ProtocolError, UnsupportedProtocol
+from proxy.wire.authentication import AuthenticationOk
+from proxy.wire.framing import MAX_STARTUP_BODY
+from proxy.wire.reports import BackendKeyData, ParameterStatus, ReadyForQuery, TransactionStatus
+from proxy.wire.startup import (
+    CancelRequest,
+    GSSENCRequest,
+    SSLRequest,
+    StartupMessage,
+    decode_startup,
+    negotiate,
+)
+
+FAREWELL_SECONDS: Final = 1.0
+"""How long a client that was refused may take to read why and close."""
+
+ClientGone: TypeAlias = PeerGone
+"""The client closed or lost the connection, or TLS with it failed: nothing more can be said."""
+
+_TLS_HANDSHAKE: Final = 0x16
+_SPELLINGS_OF_NO: Final = ("false", "no", "off")
+_AUTHENTICATION_OK: Final = AuthenticationOk().encode()
+_READY: Final = ReadyForQuery(TransactionStatus.IDLE).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class GreetPolicy:
+    """What a client's first words are held to.
+
+    `tls` None means that encryption is declined.  `startup_max_bytes` bounds each packet's body.
+    """
+
+    tls: ClientTls | None = None
+    startup_max_bytes: int = MAX_STARTUP_BODY
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a client wants: a session (`startup`) or a cancellation (`cancel`); the other one is None.
+
+    `minor` is that of the protocol settled on: 0 for 3.0, 2 for 3.2.  `sni` is the host name given in the TLS
+    handshake, `tls_version` OpenSSL's name of the protocol, None without TLS.
+    """
+
+    startup: StartupMessage | None
+    cancel: CancelRequest | None = None
+    minor: int = 0
+    sni: str | None = None
+    tls_version: str | None = None
+
+    @property
+    def tls(self) -> bool:
+        return self.tls_version is not None
+
+
+async def greet(io: HandshakeSocket, policy: GreetPolicy) -> Greeting:
+    """Hear out a client until it says what it wants.
+
+    A NegotiateProtocolVersion that is due goes out together with the next message sent.  Raises Failure for what the
+    client must be told, ClientGone where it cannot be told anything.
+    """
+    try:
+        return await _greet(io, policy.tls, policy.startup_max_bytes)
+    except UnsupportedProtocol as error:
+        raise Failure(UNSUPPORTED_PROTOCOL, requested=f"{error.major}.{error.minor}") from None
+    except ProtocolError as error:
+        raise Failure(PROTOCOL_VIOLATION, reason=error) from None
+
+
+async def _greet(io: HandshakeSocket, tls: ClientTls | None, startup_limit: int) -> Greeting:
+    sni: str | None = None
+    asked: set[type] = set()
+    if tls is not None and (await io.peek(1))[0] == _TLS_HANDSHAKE:
+        sni = await _begin_tls(io, tls, direct=True)
+    while True:
+        message = decode_startup(await io.read_packet(startup_limit))
+        if isinstance(message, CancelRequest):
+            return Greeting(None, message, 0, sni, _tls_version(io))
+        if isinstance(message, StartupMessage):
+            return _accept(io, tls, message, sni)
+        if type(message) in asked or (isinstance(message, SSLRequest) and io.tls is not None):
+            raise ProtocolError("encryption was requested twice")
+        asked.add(type(message))
+        if isinstance(message, GSSENCRequest) or tls is None:
+            await io.send(b"N")
+        else:
+            await io.send(b"S")
+            sni = await _begin_tls(io, tls, direct=False)
+
+
+async def _begin_tls(io: HandshakeSocket, tls: ClientTls, *, direct: bool) -> str | None:
+    descriptor = io.sock.fileno()
+    try:
+        await io.start_tls(tls.context, server_side=True)
+    finally:
+        name = tls.take_server_name(descriptor)
+    # Python goes on without a protocol that both know; PostgreSQL does not, lest another protocol's client be led here.
+    if direct and io.tls is not None and io.tls.selected_alpn_protocol() != ALPN:
+        raise TlsFailed(f'direct TLS without the protocol name (ALPN) "{ALPN}"')
+    return name
+
+
+def _accept(io: HandshakeSocket, tls: ClientTls | None, message: StartupMessage, sni: str | None) -> Greeting:
+    if tls is not None and tls.required and io.tls is None:
+        raise Failure(TLS_REQUIRED)
+    version, negotiation = negotiate(message)
+    if negotiation is not None:
+        io.queue(negotiation.encode())
+    if message.replication is not None and not _means_no(message.replication):
+        raise Failure(REPLICATION_UNSUPPORTED)
+    return Greeting(message, None, version & 0xFFFF, sni, _tls_version(io))
+
+
+def _tls_version(io: HandshakeSocket) -> str | None:
+    return None if io.tls is None else io.tls.version()
+
+
+def _means_no(word: str) -> bool:
+    """Whether PostgreSQL reads a word as false: any unambiguous beginning of `false`, `no`, `off`, or `0`."""
+    low = word.lower()
+    return low == "0" or (low not in {"", "o"} and any(full.startswith(low) for full in _SPELLINGS_OF_NO))
+
+
+def parameter_statuses(values: Iterable[tuple[str, str]]) -> bytes:
+    """Encode what `login_complete` reports; worth keeping where many clients get the same."""
+    return b"".join(ParameterStatus(name, value).encode() for name, value in values)
+
+
+def login_complete(statuses: bytes, pid: int, key: bytes) -> bytes:
+    """Build everything from AuthenticationOk to ReadyForQuery, to be sent in one piece.
+
+    `statuses` are encoded ParameterStatus messages.  `key` has 4 bytes before protocol 3.2, then up to 256.
+    """
+    return b"".join((_AUTHENTICATION_OK, statuses, BackendKeyData(pid, key).encode(), _READY))
+
+
+async def send_failure(io: HandshakeSocket, failure: Failure) -> None:
+    """Tell a client why its login ends; see `farewell`."""
+    await farewell(io, fatal_response(failure))
+
+
+async def farewell(io: HandshakeSocket, message: bytes, *, seconds: float = FAREWELL_SECONDS) -> None:
+    """Send a client its last message and give it that long to take it; never raises for what the client does.
+
+    Closing is still the caller's.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await io.send(message)
+            await io.discard_to_end()
+    except (TimeoutError, PeerGone):
+        return
