@@ -41,10 +41,10 @@ QUICK_NOT_DURABLE: Mapping[str, str] = MappingProxyType({"fsync": "off", "full_p
 class EmbeddedServer:
     """One PostgreSQL server (major version 17 or 18) with a fresh cluster in a temporary directory.
 
-    It listens on 127.0.0.1 and, where its path is short enough, on a Unix socket in its data directory; it wants SCRAM-SHA-256 from everyone
-    unless `hba` gives the lines of pg_hba.conf.  `durable=False` trades safety in a power cut for speed.  `tls` is a
-    certificate chain and its key in PEM; only version 17 is built with TLS.  `settings` are any others of
-    postgresql.conf.  The superuser is `postgres`, its password random.
+    It listens on 127.0.0.1 and, where its path is short enough, on a Unix socket in its data directory; it wants
+    SCRAM-SHA-256 from everyone unless `hba` gives the lines of pg_hba.conf.  `durable=False` trades safety in a
+    power cut for speed.  `tls` is a certificate chain and its key in PEM; only version 17 is built with TLS.
+    `settings` are any others of postgresql.conf.  The superuser is `postgres`, its password random.
 
     It ends with this program even if that is killed.  Methods block; they are safe in any thread, one at a time.
     As root it runs as another user of the machine.  All methods raise EmbeddedError with a hint.
