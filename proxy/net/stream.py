@@ -11,8 +11,11 @@ from typing import Any, Final
 
 from proxy.net.relay_loop import EPOLLOUT, EPOLLRDHUP, Link, RelaySelector
 
-READ_SMALL: Final = 16384
+READ_SMALL: Final = 448
+"""What a short query or reply fits into: so small a buffer comes from Python's own allocator."""
 READ_LARGE: Final = 65536
+CALM_READS: Final = 32
+"""Short reads in a row after which the buffer is small again."""
 HIGH_WATER: Final = 65536
 """Unsent bytes beyond which the other side is no longer read."""
 LOW_WATER: Final = 16384
@@ -37,6 +40,7 @@ class Stream(Link):
         self._recv: Any = sock.recv
         self._send: Any = sock.send
         self.read_size: int = READ_SMALL
+        self.calm_reads: int = 0
         self.unsent: list[bytes] | None = None
         self.unsent_size: int = 0
         self.broken: bool = False
@@ -51,14 +55,23 @@ class Stream(Link):
             return None
         except OSError:
             return b""
-        size = len(data)
-        if size == self.read_size:
+        if len(data) == self.read_size:
             self.read_size = READ_LARGE
-        elif size < LOW_WATER:
-            self.read_size = READ_SMALL
+            self.calm_reads = 0
+        elif self.read_size != READ_SMALL:
+            self._calm_down(len(data))
         if self.tls and self.sock.pending() > 0:
             self.selector.serve_buffered(self)
         return data
+
+    def _calm_down(self, size: int) -> None:
+        """Go back to the small buffer when the stream has had no use for the large one for a while."""
+        if size >= READ_SMALL:
+            self.calm_reads = 0
+            return
+        self.calm_reads += 1
+        if self.calm_reads == CALM_READS:
+            self.read_size = READ_SMALL
 
     def write(self, data: bytes) -> None:
         """Write, and keep what the socket does not take; a lost connection sets `broken` and forgets the data."""

@@ -109,9 +109,9 @@ def plan_growth(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
     if pool.waiting <= pool.counts[CONNECTING]:
         return Operation(NOTHING)
     reason = why_not_open(node, pool, now)
-    for waiter in pool.waiters:
-        waiter.reason = reason
-        break
+    oldest = oldest_waiter(pool)
+    if oldest is not None:
+        oldest.reason = reason
     if reason == WAIT_NONE:
         return Operation(OPEN, pool=pool)
     if reason == WAIT_POOL:
@@ -172,10 +172,8 @@ def over_cap(node: NodeLedger, entry: BackendEntry) -> bool:
 
 
 def oldest_waiter(pool: PoolLedger) -> Waiter | None:
-    """The waiter at the head of a pool's queue; the ledger keeps abandoned ones away from the head."""
-    if pool.waiting == 0:
-        return None
-    return pool.waiters[0]
+    """The waiter at the head of a pool's queue."""
+    return pool.first_waiter
 
 
 def plan_timeouts(pool: PoolLedger, now: float) -> Operation:
@@ -214,6 +212,8 @@ def plan_upkeep(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
 def _oldest_foreign_waiter(node: NodeLedger, entry: BackendEntry, before: float) -> Waiter | None:
     """The oldest waiter of another pool that only this backend's slot can help, if it came before `before`."""
     server = entry.server
+    if len(node.waiting_pools) == 0 or (len(node.waiting_pools) == 1 and entry.pool.waiting):
+        return None
     best: Waiter | None = None
     if server.held >= server.max_connections:
         for pool in server.waiting_pools:

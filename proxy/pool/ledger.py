@@ -11,7 +11,6 @@ This module is compiled; it also runs interpreted.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from proxy.pool.counters import Counters
@@ -156,7 +155,8 @@ class PoolLedger:
         self.flags = 0
         self.idle: list[BackendEntry] = []
         self.counts: list[int] = [0] * 7
-        self.waiters: deque[Waiter] = deque()
+        self.first_waiter: Waiter | None = None
+        self.last_waiter: Waiter | None = None
         self.waiting = 0
         self.pinned = 0
         self.failures = 0
@@ -213,6 +213,8 @@ class Waiter:
         self.owner = owner
         self.state = WAITING
         self.reason = WAIT_NONE
+        self.before: Waiter | None = None
+        self.behind: Waiter | None = None
 
 
 def open_entry(node: NodeLedger, pool: PoolLedger, ident: int, now: float) -> BackendEntry:
@@ -268,7 +270,13 @@ def enqueue(node: NodeLedger, waiter: Waiter, reason: int) -> None:
     """Put a waiter at the end of its pool's queue."""
     pool = waiter.pool
     waiter.reason = reason
-    pool.waiters.append(waiter)
+    last = pool.last_waiter
+    waiter.before = last
+    if last is None:
+        pool.first_waiter = waiter
+    else:
+        last.behind = waiter
+    pool.last_waiter = waiter
     pool.waiting += 1
     pool.tenant.waiting += 1
     if pool.waiting == 1:
@@ -279,23 +287,38 @@ def enqueue(node: NodeLedger, waiter: Waiter, reason: int) -> None:
 
 
 def dequeue(node: NodeLedger, waiter: Waiter, state: int) -> None:
-    """Take a waiter out of the queue, GRANTED or ABANDONED; it stays in the deque until it comes to its head."""
+    """Take a waiter out of the queue, GRANTED or ABANDONED."""
     if waiter.state != WAITING:
         return
     waiter.state = state
     pool = waiter.pool
+    before, behind = waiter.before, waiter.behind
+    if before is None:
+        pool.first_waiter = behind
+    else:
+        before.behind = behind
+    if behind is None:
+        pool.last_waiter = before
+    else:
+        behind.before = before
+    waiter.before = waiter.behind = None
     pool.waiting -= 1
     pool.tenant.waiting -= 1
-    waiters = pool.waiters
-    while waiters and waiters[0].state != WAITING:
-        waiters.popleft()
-    if len(waiters) > 64 and len(waiters) > 4 * pool.waiting:
-        pool.waiters = deque([w for w in waiters if w.state == WAITING])
     if pool.waiting == 0:
         pool.flags &= ~FLAG_WAITERS
         pool.server.waiting_pools.pop(pool, None)
         node.waiting_pools.pop(pool, None)
         node.refresh_flags()
+
+
+def waiters_of(pool: PoolLedger) -> list[Waiter]:
+    """The queue of a pool, oldest first."""
+    waiters: list[Waiter] = []
+    waiter = pool.first_waiter
+    while waiter is not None:
+        waiters.append(waiter)
+        waiter = waiter.behind
+    return waiters
 
 
 def repoint(node: NodeLedger, pool: PoolLedger, server: ServerLedger) -> None:
@@ -346,7 +369,7 @@ def _check_pool(pool: PoolLedger) -> list[str]:
         wrong.append(f"{name} has a negative count")
     if pool.counts[IDLE] != len(pool.idle):
         wrong.append(f"{name} counts {pool.counts[IDLE]} idle, stacks {len(pool.idle)}")
-    live = sum(1 for waiter in pool.waiters if waiter.state == WAITING)
+    live = len(waiters_of(pool))
     if live != pool.waiting:
         wrong.append(f"{name} counts {pool.waiting} waiting, queues {live}")
     if bool(pool.flags & FLAG_WAITERS) != bool(pool.waiting):

@@ -231,10 +231,11 @@ class PoolDriver:
 
     def refuse_waiters(self, pool: PoolLedger, reason: int) -> None:
         """Refuse everybody who waits in one pool."""
-        while pool.waiting:
-            waiter = pool.waiters[0]
+        waiter = pool.first_waiter
+        while waiter is not None:
             dequeue(self.node, waiter, ABANDONED)
             self.effects.refuse(waiter, reason)
+            waiter = pool.first_waiter
 
     def grow(self, pool: PoolLedger, now: float) -> None:
         """Open backends for a pool's waiters, or make room for them, as far as the caps allow."""
@@ -333,4 +334,5 @@ class PoolDriver:
 
 
 def _oldest_since(pool: PoolLedger) -> float:
-    return pool.waiters[0].since if pool.waiting else NEVER
+    waiter = pool.first_waiter
+    return NEVER if waiter is None else waiter.since

@@ -43,6 +43,7 @@ from proxy.wire.framing import (
     F_QUERY,
     F_SYNC,
     F_TERMINATE,
+    frame_size,
 )
 
 MAX_FRAME: Final = 0x3FFFFFFF
@@ -50,6 +51,10 @@ MAX_FRAME: Final = 0x3FFFFFFF
 MAX_NAMED: Final = 1000
 """Named statements remembered per client; beyond it the client stays pinned until it disconnects."""
 MAX_NAME: Final = 256
+LONG_TEXT: Final = 512
+"""Bytes of statement from which on four searches are quicker than one look at each byte."""
+TAIL_SIZE: Final = 24
+"""Bytes of a statement's last piece that are looked at again with the next, for a word cut in two."""
 
 # What a scan found besides bytes to forward.
 FOUND_NOTHING: Final = 0
@@ -58,6 +63,38 @@ FOUND_FAULT: Final = 2
 FOUND_UNKNOWN_UNNAMED: Final = 3
 
 _S: Final = 0x53
+
+
+def may_have_markers(text: bytes) -> bool:
+    """Say in one quick look whether a statement may have one of the words that `session_markers` looks for.
+
+    Each of them has a pair of letters that few statements have: te(mp), a(dv)isory, ho(ld), set(_c)onfig.
+    """
+    if len(text) > LONG_TEXT:
+        lower = text.lower()
+        return (
+            lower.find(b"temp") >= 0
+            or lower.find(b"set_config") >= 0
+            or lower.find(b"advisory") >= 0
+            or lower.find(b"hold") >= 0
+        )
+    before: i64 = 0
+    for i in range(len(text)):
+        letter: i64 = text[i]
+        letter |= 0x20
+        if letter == 0x70:
+            if before == 0x6D:
+                return True
+        elif letter == 0x64:
+            if before == 0x6C:
+                return True
+        elif letter == 0x76:
+            if before == 0x64:
+                return True
+        elif letter == 0x63 and before == 0x7F:
+            return True
+        before = letter
+    return False
 
 
 class FrontState:
@@ -85,12 +122,12 @@ class FrontState:
             return False
         if data[0] == F_COPY_DATA:
             return True
-        size: i64 = (i64(data[1]) << 24) | (i64(data[2]) << 16) | (i64(data[3]) << 8) | i64(data[4])
+        size: i64 = frame_size(data, 0)
         return 1 + size <= end or end >= HOLD_LIMIT or size < 4 or size > MAX_FRAME
 
     def malformed(self, data: bytes) -> bool:
         """Say whether the length at the beginning of `data` (5 bytes or more) is impossible."""
-        size: i64 = (i64(data[1]) << 24) | (i64(data[2]) << 16) | (i64(data[3]) << 8) | i64(data[4])
+        size: i64 = frame_size(data, 0)
         return size < 4 or size > MAX_FRAME
 
     def discard(self, data: bytes) -> i64:
@@ -111,9 +148,7 @@ class FrontState:
             self.dropping = False
         while pos + 5 <= end:
             kind: i64 = data[pos]
-            size: i64 = (
-                (i64(data[pos + 1]) << 24) | (i64(data[pos + 2]) << 16) | (i64(data[pos + 3]) << 8) | i64(data[pos + 4])
-            )
+            size: i64 = frame_size(data, pos)
             if size < 4 or size > MAX_FRAME or kind == F_TERMINATE:
                 break
             idle_copy: bool = kind == F_COPY_DATA or kind == F_COPY_DONE or kind == F_COPY_FAIL or kind == F_FLUSH
@@ -139,7 +174,7 @@ class FrontState:
             self.skip_to_sync = True
             return 0
         end: i64 = len(data)
-        size: i64 = (i64(data[1]) << 24) | (i64(data[2]) << 16) | (i64(data[3]) << 8) | i64(data[4])
+        size: i64 = frame_size(data, 0)
         if 1 + size > end:
             self.left = 1 + size - end
             self.dropping = True
@@ -166,9 +201,7 @@ class FrontState:
             self.left = 0
         while pos + 5 <= end:
             kind: i64 = data[pos]
-            size: i64 = (
-                (i64(data[pos + 1]) << 24) | (i64(data[pos + 2]) << 16) | (i64(data[pos + 3]) << 8) | i64(data[pos + 4])
-            )
+            size: i64 = frame_size(data, pos)
             if size < 4 or size > MAX_FRAME:
                 self.found = FOUND_FAULT
                 self.fault = "a message with an impossible length"
@@ -317,8 +350,7 @@ class FrontState:
         if self.tail:
             text = self.tail + text
             self.tail = b""
-        text = text.lower()
-        if b"temp" in text or b"set_config" in text or b"advisory" in text or b" hold" in text:
-            self.pins |= session_markers(text)
+        if may_have_markers(text):
+            self.pins |= session_markers(text.lower())
         if self.left:
-            self.tail = text[-24:]
+            self.tail = text[-TAIL_SIZE:]

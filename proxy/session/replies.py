@@ -41,6 +41,7 @@ from proxy.wire.framing import (
     STATUS_FAILED,
     STATUS_IDLE,
     STATUS_TRANSACTION,
+    frame_size,
 )
 
 HOLD_LIMIT: Final = 8192
@@ -180,9 +181,7 @@ class BackState:
         self.swallowing = owed and (self.queue[self.head] & SWALLOW) != 0
         while pos + 5 <= end:
             kind: i64 = data[pos]
-            size: i64 = (
-                (i64(data[pos + 1]) << 24) | (i64(data[pos + 2]) << 16) | (i64(data[pos + 3]) << 8) | i64(data[pos + 4])
-            )
+            size: i64 = frame_size(data, pos)
             if size < 4 or size > 0x7FFFFFFF:
                 self.fault = "a frame with an impossible length"
                 break

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from mypy_extensions import i64
+
 from proxy.wire.errors import ProtocolError
 
 # Frontend message types.  Literal integers, because mypyc folds those into the code that uses them.
@@ -69,6 +71,15 @@ MAX_STARTUP_BODY: Final = 10_000
 MAX_PASSWORD_BODY: Final = 65_535
 MAX_SASL_BODY: Final = 1_024
 MAX_BODY: Final = 0x7FFFFFFF - 4
+
+
+def frame_size(data: bytes, pos: i64) -> i64:
+    """The length field of the frame whose type byte is at `pos`: the frame's size without that byte."""
+    first: i64 = data[pos + 1]
+    second: i64 = data[pos + 2]
+    third: i64 = data[pos + 3]
+    fourth: i64 = data[pos + 4]
+    return (first << 24) | (second << 16) | (third << 8) | fourth
 
 
 class FrameScanner:
