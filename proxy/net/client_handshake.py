@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from proxy.errors import PROTOCOL_VIOLATION, REPLICATION_UNSUPPORTED, TLS_REQUIRED, UNSUPPORTED_PROTOCOL, Failure
+from proxy.net.client_authentication import AuthPolicy, authenticate
 from proxy.net.failures import fatal_response
 from proxy.net.handshake_io import HandshakeSocket, PeerGone, TlsFailed
 from proxy.net.tls import ALPN, ClientTls
@@ -30,6 +31,19 @@ from proxy.wire.startup import (
     decode_startup,
     negotiate,
 )
+
+__all__ = [
+    "AuthPolicy",
+    "ClientGone",
+    "GreetPolicy",
+    "Greeting",
+    "authenticate",
+    "farewell",
+    "greet",
+    "login_complete",
+    "parameter_statuses",
+    "send_failure",
+]
 
 FAREWELL_SECONDS: Final = 1.0
 """How long a client that was refused may take to read why and close."""

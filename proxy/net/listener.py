@@ -159,7 +159,7 @@ class Listener:
                     return
                 # The client has gone again (ECONNABORTED), or its network has; accept(2) says to go on.
                 continue
-            sock.setblocking(False)  # noqa: FBT003
+            sock.settimeout(0.0)
             self.accepted += 1
             task = self._loop.create_task(self._login(sock, (str(address[0]), int(address[1]))))
             self._logins.add(task)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import asyncio
+import selectors
+import socket
+from typing import cast
+
+import pytest
+from harness.handshakes import Account, LoginServer, account, connected
+from harness.rawclient import RawClient, frame
+from harness.waiting import eventually
+
+from proxy.net.handshake_io import CHUNK, HandshakeSocket, PeerGone, Turnstile
+from proxy.net.relay_loop import RelaySelector
+from proxy.wire import ProtocolError
+
+ACCOUNTS: dict[str, Account] = {"ann": account("ann", "right")}
+
+
+async def test_exact_reads_leave_the_next_message_in_the_socket() -> None:
+    async with connected() as (io, peer):
+        await peer.send(frame("p", b"one"), frame("p", b"two"), b"rest")
+        assert await io.read_frame() == (ord("p"), b"one")
+        assert await io.read_frame() == (ord("p"), b"two")
+        sock = io.detach()
+        assert sock.recv(100) == b"rest"
+
+
+async def test_greedy_reads_take_many_messages_at_once_and_tell_of_what_is_left() -> None:
+    async with connected(greedy=True) as (io, peer):
+        await peer.send(frame("S", b"one"), frame("Z", b"I"), frame("N", b"late"))
+        assert await io.read_frame() == (ord("S"), b"one")
+        assert await io.read_frame() == (ord("Z"), b"I")
+        with pytest.raises(ProtocolError, match="more than belongs"):
+            io.detach()
+
+
+async def test_greedy_reads_put_together_what_arrives_in_pieces() -> None:
+    async with connected(greedy=True) as (io, peer):
+        body = bytes(3 * CHUNK)
+        sending = asyncio.create_task(peer.send_bytewise(frame("S", b"small")))
+        assert await io.read_frame() == (ord("S"), b"small")
+        await sending
+        await peer.send(frame("S", body))
+        assert await io.read_frame(len(body)) == (ord("S"), body)
+        io.detach()
+
+
+async def test_a_length_beyond_the_limit_is_refused_before_the_body_comes() -> None:
+    async with connected() as (io, peer):
+        await peer.send(b"p" + (2**31 - 1).to_bytes(4, "big"))
+        with pytest.raises(ProtocolError, match="limit"):
+            await io.read_frame(1000)
+
+
+async def test_the_end_of_the_stream_is_told_wherever_it_comes() -> None:
+    for sent in (b"", b"p", b"p\0\0\0\x09half"):
+        async with connected() as (io, peer):
+            await peer.send(sent)
+            await peer.close()
+            with pytest.raises(PeerGone):
+                await io.read_frame()
+
+
+async def test_a_hang_up_while_nobody_reads_does_not_spin_the_loop() -> None:
+    async with connected() as (io, peer):
+        await peer.send(frame("p", b"one"))
+        await io.read_frame()
+        await peer.send(b"early")
+        await peer.close()
+        loop = asyncio.get_running_loop()
+        await eventually(lambda: not loop.remove_reader(io.sock.fileno()), what="the descriptor is let go")
+        assert await io.read_exactly(5) == b"early"
+        with pytest.raises(PeerGone):
+            await io.read_exactly(1)
+
+
+async def test_a_cancelled_read_loses_nothing_and_leaves_the_socket_usable() -> None:
+    async with connected() as (io, peer):
+        await peer.send(b"p\0\0")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await io.read_frame()
+        await peer.send(b"\0\x07abc")
+        assert await io.read_frame() == (ord("p"), b"abc")
+
+
+async def test_queued_messages_go_out_together_with_the_next() -> None:
+    async with connected() as (io, peer):
+        io.queue(b"one ")
+        io.queue(b"two ")
+        await io.send(b"three")
+        assert await peer.reader.readexactly(13) == b"one two three"
+
+
+async def test_a_message_larger_than_the_socket_takes_is_sent_to_its_end() -> None:
+    async with connected() as (io, peer):
+        data = bytes(range(256)) * 8192
+        sending = asyncio.create_task(io.send(data))
+        assert await peer.reader.readexactly(len(data)) == data
+        await sending
+
+
+async def test_nothing_is_sent_after_a_message_that_was_cut_short() -> None:
+    async with connected() as (io, _peer):
+        io.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await io.send(bytes(1 << 24))
+        with pytest.raises(PeerGone):
+            await io.send(b"an error message")
+
+
+async def test_detach_and_close_leave_the_descriptor_unknown_to_the_loop() -> None:
+    loop = asyncio.get_running_loop()
+    async with connected() as (io, peer):
+        await peer.send(frame("p", b"one"))
+        await io.read_frame()
+        descriptor = io.detach().fileno()
+        assert not loop.remove_reader(descriptor)
+        assert not loop.remove_writer(descriptor)
+
+
+def test_a_turnstile_lets_a_few_through_per_turn() -> None:
+    class Loop(asyncio.SelectorEventLoop):
+        pass
+
+    now = [0.0]
+    loop = Loop()
+    try:
+        gate = Turnstile(steps=3, seconds=1.0, clock=lambda: now[0])
+        assert [gate.enter(loop) for _ in range(5)] == [True, True, True, False, False]
+        loop.run_until_complete(asyncio.sleep(0))
+        assert gate.enter(loop)
+        now[0] = 1.5
+        assert not gate.enter(loop), "the time of this turn is used up"
+        loop.run_until_complete(asyncio.sleep(0))
+        assert gate.enter(loop)
+    finally:
+        loop.close()
+
+
+async def test_logins_behind_a_turnstile_all_get_through() -> None:
+    async with LoginServer(ACCOUNTS, turnstile=Turnstile(steps=1)) as server:
+
+        def log_in() -> str:
+            with RawClient(server.port) as client:
+                return client.login("ann", "right")[-1].kind
+
+        assert await asyncio.gather(*(asyncio.to_thread(log_in) for _ in range(20))) == ["Z"] * 20
+
+
+def test_a_login_works_on_the_selector_of_the_relay_and_leaves_nothing_registered() -> None:
+    selector = RelaySelector()
+
+    async def scenario() -> None:
+        async with LoginServer(ACCOUNTS) as server:
+            before = len(selector.get_map())
+
+            def log_in() -> RawClient:
+                client = RawClient(server.port)
+                client.login("ann", "right")
+                return client
+
+            client = await asyncio.to_thread(log_in)
+            with client:
+                await eventually(lambda: server.sockets)
+                assert server.sockets[0].fileno() not in selector.get_map()
+                assert len(selector.get_map()) == before
+                client.send(frame("Q", b"select 1\0"))
+                await eventually(lambda: _peeked(server.sockets[0]))
+                assert server.sockets[0].recv(100) == frame("Q", b"select 1\0")
+
+    # It has the surface of BaseSelector without being one: compiled, it could not be.
+    surface = cast("selectors.BaseSelector", selector)
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(surface)) as runner:
+        runner.run(scenario())
+
+
+def _peeked(sock: socket.socket) -> bool:
+    try:
+        return len(sock.recv(100, socket.MSG_PEEK)) == 14
+    except BlockingIOError:
+        return False
+
+
+async def test_the_last_message_reaches_a_client_that_sent_more_than_was_read() -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    with listening, socket.create_connection(listening.getsockname()) as client:
+        ours, _ = listening.accept()
+        ours.settimeout(0.0)
+        io = HandshakeSocket(ours)
+        client.sendall(bytes(100_000))
+        await io.read_exactly(10)
+        await io.send(b"goodbye")
+        ending = asyncio.create_task(io.discard_to_end())
+
+        def read_all() -> bytes:
+            said = b""
+            while piece := client.recv(100):
+                said += piece
+            client.close()
+            return said
+
+        assert await asyncio.to_thread(read_all) == b"goodbye"
+        await ending
+        io.close()
