@@ -6,36 +6,36 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import structlog
-from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_backend
-from proxy.net.cancel import send_cancel
-from proxy.net.tls import ServerTlsContexts
 
+from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_backend
 from proxy.net.backend_link import BackendLink, link_of
+from proxy.net.cancel import CancelUncertain, send_cancel
 from proxy.net.hub import Hub
+from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
-from proxy.pool.ledger import CANCELLING, CLOSING, GONE, BackendEntry
+from proxy.net.tls import ServerTlsContexts
+from proxy.pool.ledger import CLOSING, FLAG_OBSOLETE, GONE, BackendEntry
 from proxy.pool.tenancy import Target
 from proxy.session.parameters import ParameterSet
 from registry.contract import ServerInfo
 
 log = structlog.get_logger(__name__)
 
-CANCEL_WAIT: Final = 10.0
-"""Seconds that a cancel request may take; the backend is closed when it takes longer."""
-
 
 @dataclass(frozen=True, slots=True)
 class DialSettings:
-    """How backends are opened; times in seconds, the jitter as a share of the lifetime."""
+    """How backends are opened; times in seconds, the jitter as a share of the lifetime.
+
+    A backend is closed when a cancel request for it takes longer than `cancel_wait`.
+    """
 
     connect_timeout: float = 15.0
     retry_first: float = 0.2
     retry_most: float = 15.0
     lifetime_jitter: float = 0.1
-    cancel_wait: float = CANCEL_WAIT
+    cancel_wait: float = 10.0
     max_cancels: int = 32
 
 
@@ -63,6 +63,7 @@ class Dialer:
         spawn: Callable[..., object],
         chance: random.Random,
         tls_contexts: ServerTlsContexts,
+        keys: ScramKeyCache,
     ) -> None:
         self._hub = hub
         self._statuses = statuses
@@ -71,6 +72,7 @@ class Dialer:
         self._spawn = spawn
         self._chance = chance
         self._tls = tls_contexts
+        self._keys = keys
         self._cancels = asyncio.Semaphore(settings.max_cancels)
         self._where: dict[BackendEntry, Opened] = {}
 
@@ -85,12 +87,13 @@ class Dialer:
                 target.credentials,
                 connect_timeout=self._settings.connect_timeout,
                 tls_contexts=self._tls,
+                keys=self._keys,
             )
         except BackendOpenFailed as failure:
             self._failed(entry, failure)
             return
         except asyncio.CancelledError:
-            self._failed(entry, BackendOpenFailed("the node is shutting down", None, whole_server=False))
+            self._failed(entry, BackendOpenFailed("the node is shutting down", whole_server=False))
             raise
         self._take(entry, ready, target)
 
@@ -104,7 +107,7 @@ class Dialer:
         if opened is None or not isinstance(link, BackendLink) or not opened.ready.key:
             return
         self._hub.driver.cancel_begins(entry)
-        delivered = True
+        certain = False
         try:
             async with self._cancels:
                 await send_cancel(
@@ -116,11 +119,11 @@ class Dialer:
                     timeout=self._settings.cancel_wait,
                     tls_contexts=self._tls,
                 )
-        except (OSError, TimeoutError) as error:
-            delivered = False
-            log.warning("cancel request failed", server=entry.server.name, reason=str(error) or "timeout")
+            certain = True
+        except CancelUncertain as error:
+            log.warning("cancel request not confirmed", server=entry.server.name, reason=str(error))
         finally:
-            self._cancel_over(entry, delivered)
+            self._cancel_over(entry, certain)
 
     def cancel_closing(self, entry: BackendEntry) -> None:
         """Make a server notice that the client of a busy backend is gone."""
@@ -164,12 +167,13 @@ class Dialer:
             retry_in=round(pause, 3),
         )
         now = self._hub.selector.now
-        self._hub.driver.open_failed(entry, now, now + pause, failure.text, failure.whole_server)
+        self._hub.driver.open_failed(entry, now, now + pause, failure.summary, failure.whole_server)
 
-    def _cancel_over(self, entry: BackendEntry, delivered: bool) -> None:
+    def _cancel_over(self, entry: BackendEntry, certain: bool) -> None:
+        """Let the backend serve others again, or close it, now or when released, if the request may still hit it."""
         now = self._hub.selector.now
-        if not delivered and entry.state == CANCELLING:
-            self._hub.driver.close(entry, "a cancel request for it was not confirmed", now)
+        if not certain:
+            entry.flags |= FLAG_OBSOLETE
         self._hub.driver.cancel_done(entry, now)
 
 

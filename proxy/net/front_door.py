@@ -11,17 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
-from proxy.net.client_handshake import (
-    AuthPolicy,
-    ClientGone,
-    Greeting,
-    GreetPolicy,
-    authenticate,
-    greet,
-)
-from proxy.net.handshake_io import HandshakeSocket
 
 from proxy.errors import (
+    INTERNAL,
     INVALID_OPTIONS,
     LOGIN_TIMEOUT,
     NODE_STOPPING,
@@ -33,11 +25,23 @@ from proxy.errors import (
     USER_MISSING,
     Failure,
 )
+from proxy.net.client_handshake import (
+    AuthPolicy,
+    ClientGone,
+    Greeting,
+    GreetPolicy,
+    authenticate,
+    farewell,
+    greet,
+    login_complete,
+    send_failure,
+)
 from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer, serving
-from proxy.net.failures import fatal_response
+from proxy.net.handshake_io import HandshakeSocket, Turnstile
 from proxy.net.hub import Hub, held_back
 from proxy.net.link_host import MODE_SESSION
+from proxy.net.listener import PeerAddress
 from proxy.net.probe import Probe
 from proxy.net.statuses import StatusCache
 from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
@@ -50,16 +54,12 @@ from proxy.session.parameters import ParameterSet, ParameterTable
 from proxy.session.replies import PIN_SESSION
 from proxy.wire import ProtocolError, StartupOptionError
 from proxy.wire.options import parse_startup_options
-from proxy.wire.reports import BackendKeyData, ErrorResponse
+from proxy.wire.reports import ErrorResponse
 
 log = structlog.get_logger(__name__)
 
 NODE_SHIFT: Final = 24
 """A cancel key's process id is the node's number above this bit, and random bits below it."""
-LAST_WORDS: Final = 2.0
-"""Seconds that a refused client has to take the reason."""
-READY: Final = b"Z\x00\x00\x00\x05I"
-AUTHENTICATION_OK: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +120,18 @@ class FrontDoor:
         self._settings = settings
         self._clock = clock
         self._flights = SingleFlight()
+        self._turnstile = Turnstile()
         self._next_ident = 1
         self.clients: dict[int, ClientLink] = {}
         self.refused: dict[str, int] = {}
         self.logins = 0
+        self.internal_errors = 0
         self.stopping = False
 
-    async def welcome(self, sock: socket.socket, address: str) -> None:
+    async def welcome(self, sock: socket.socket, peer: PeerAddress) -> None:
         """Take one accepted connection through its login, and leave nothing behind if that fails."""
-        io = HandshakeSocket(sock)
+        io = HandshakeSocket(sock, turnstile=self._turnstile)
+        address = f"{peer[0]}:{peer[1]}"
         started = self._clock()
         try:
             async with asyncio.timeout(self._settings.login_timeout):
@@ -144,10 +147,12 @@ class FrontDoor:
         except ProtocolError as error:
             await self._refuse(io, address, Failure(PROTOCOL_VIOLATION, reason=error))
         except SettingsRefused as refusal:
-            await self._say(io, refusal.message.encode())
             self._count_refusal("settings_refused", address, str(refusal))
-        except OSError as error:
-            log.debug("client lost before its login", address=address, reason=str(error))
+            await farewell(io, refusal.message.encode())
+        except Exception:
+            self.internal_errors += 1
+            log.exception("a login failed inside the proxy", address=address)
+            await send_failure(io, Failure(INTERNAL))
         finally:
             io.close()
 
@@ -213,8 +218,7 @@ class FrontDoor:
             parameters = self._parameters_of(resolution)
             statuses = await self._statuses_for(pool, parameters)
             pid, key = self._new_key(greeting.minor)
-            key_data = BackendKeyData(pid, key).encode()
-            await io.send(final + AUTHENTICATION_OK + statuses + key_data + READY)
+            await io.send(final + login_complete(statuses, pid, key))
             if pool.flags & FLAG_HELD_BACK:
                 raise held_back(pool)
             link = ClientLink(self._hub, self._hub.selector, io.detach(), self._next_ident, pool, parameters)
@@ -310,15 +314,8 @@ class FrontDoor:
         await self._dialer.cancel(entry, lambda: serving(entry, client, readies))
 
     async def _refuse(self, io: HandshakeSocket, address: str, failure: Failure) -> None:
-        await self._say(io, fatal_response(failure))
         self._count_refusal(failure.spec.name, address, failure.message)
-
-    async def _say(self, io: HandshakeSocket, message: bytes) -> None:
-        try:
-            async with asyncio.timeout(LAST_WORDS):
-                await io.send(message)
-        except (ClientGone, OSError) as error:
-            log.debug("client did not wait for its refusal", reason=str(error))
+        await send_failure(io, failure)
 
     def _count_refusal(self, name: str, address: str, reason: str) -> None:
         self.refused[name] = self.refused.get(name, 0) + 1

@@ -89,6 +89,7 @@ class HandshakeSocket:
         self._frames: FrameReader | None = None
         self._queued = b""
         self._cut_short = False
+        self._detached = False
         self._data_waits = False
 
     @property
@@ -214,13 +215,15 @@ class HandshakeSocket:
         if self._frames is not None and self._frames.rest():
             raise ProtocolError("the peer sent more than belongs to the login")
         self._unwatch()
+        self._detached = True
         return self._sock
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; after `detach` it is the new owner's to close, and nothing happens."""
         self._step = None
         self._unwatch()
-        self._sock.close()
+        if not self._detached:
+            self._sock.close()
 
     async def _read_with(self, reader: FrameReader, *, greedy: bool) -> tuple[int, bytes]:
         def read() -> tuple[int, bytes]:

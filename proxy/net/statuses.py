@@ -63,3 +63,8 @@ class StatusCache:
     def forget(self, pool: PoolLedger) -> None:
         """Forget all of a pool's."""
         self._known.pop(pool, None)
+
+    def forget_tenant(self, tenant_id: int) -> None:
+        """Forget all of a tenant's."""
+        for pool in [pool for pool in self._known if pool.tenant.tenant_id == tenant_id]:
+            del self._known[pool]
