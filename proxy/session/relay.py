@@ -62,6 +62,9 @@ FOUND_TERMINATE: Final = 1
 FOUND_FAULT: Final = 2
 FOUND_UNKNOWN_UNNAMED: Final = 3
 
+_REUSED: Final = b"\0"
+"""Stands in `closing_names` for a name that has been parsed again; no statement can be called that."""
+
 _S: Final = 0x53
 
 
@@ -259,8 +262,8 @@ class FrontState:
             return True
         if kind == F_PARSE:
             if end > pos + 5 and data[pos + 5] != 0:
-                self._named(data, pos + 5, end)
-            else:
+                self._named(data, pos + 5, end, back)
+            elif not back.skipping:
                 self.batch_parsed = True
                 self.batch_bound = False
                 back.unnamed_owner = self.ident
@@ -272,7 +275,7 @@ class FrontState:
                 return False
             back.owe(OWE_BIND)
         elif kind == F_DESCRIBE:
-            if end - pos == 7 and data[pos + 5] == _S and back.unnamed_owner != self.ident:
+            if end - pos == 7 and data[pos + 5] == _S and back.unnamed_owner != self.ident and not back.skipping:
                 self.found = FOUND_UNKNOWN_UNNAMED
                 return False
             back.owe(OWE_DESCRIBE)
@@ -290,7 +293,11 @@ class FrontState:
     def _bind(self, data: bytes, pos: i64, end: i64, back: BackState) -> bool:
         """Refuse a Bind to an unnamed statement which another client left in this backend."""
         after_portal: i64 = data.find(b"\0", pos + 5, end) + 1
-        if after_portal == 0 or after_portal >= end or data[after_portal] != 0:
+        if (after_portal == 0 or after_portal >= end) and end - pos >= HOLD_LIMIT:
+            self.found = FOUND_FAULT
+            self.fault = "a name that is too long"
+            return False
+        if after_portal == 0 or after_portal >= end or data[after_portal] != 0 or back.skipping:
             return True
         if back.unnamed_owner != self.ident:
             self.found = FOUND_UNKNOWN_UNNAMED
@@ -307,7 +314,7 @@ class FrontState:
         self.batch_parsed = False
         self.batch_bound = False
 
-    def _named(self, data: bytes, pos: i64, end: i64) -> None:
+    def _named(self, data: bytes, pos: i64, end: i64, back: BackState) -> None:
         self.pins |= PIN_STATEMENT
         stop: i64 = data.find(b"\0", pos, end)
         if self.names is None:
@@ -316,11 +323,16 @@ class FrontState:
             # A statement that cannot be remembered is never seen to be closed: the pin stays.
             self.names.add(b"")
         else:
-            self.names.add(data[pos:stop])
+            name = data[pos:stop]
+            self.names.add(name)
+            if back.closing_names:
+                # The CloseComplete still to come is not the end of the statement that has the name now.
+                back.closing_names = [_REUSED if closing == name else closing for closing in back.closing_names]
 
     def _close(self, data: bytes, pos: i64, end: i64, back: BackState) -> None:
         # Only statements matter: portals end with the transaction.
-        if self.names is not None and end > pos + 5 and data[pos + 5] == _S and not back.skipping:
+        remembered: bool = self.names is not None and not back.skipping and not back.doubt
+        if remembered and end > pos + 5 and data[pos + 5] == _S:
             stop: i64 = data.find(b"\0", pos + 6, end)
             if stop > pos + 6:
                 back.closing_names.append(data[pos + 6 : stop])

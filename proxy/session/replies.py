@@ -83,6 +83,7 @@ PINS_DIRTY: Final = 511
 """The pins that leave something in the backend which DISCARD ALL removes."""
 
 _C: Final = 0x43
+_D: Final = 0x44
 _L: Final = 0x4C
 _P: Final = 0x50
 _R: Final = 0x52
@@ -143,11 +144,14 @@ class BackState:
 
     def owe(self, debt: int) -> None:
         """Note that a message was forwarded which owes `debt`; nothing is owed while the server skips to Sync."""
-        if not self.skipping:
+        # A queue that cannot be followed any more would only grow.
+        if not self.skipping and not self.doubt:
             self.queue.append(debt)
 
     def forwarded_sync(self) -> None:
         """Note a forwarded Sync, which a server that copies in ignores."""
+        if self.doubt:
+            return
         if self.copy_in:
             self.sync_dropped = True
             return
@@ -159,7 +163,7 @@ class BackState:
         """Note a forwarded CopyDone or CopyFail; before CopyInResponse is seen its place in the queue matters."""
         if self.copy_in:
             self.copy_in = False
-        elif self.head < len(self.queue):
+        elif self.head < len(self.queue) and not self.doubt:
             self.queue.append(COPY_END)
 
     def scan(self, data: bytes, start: i64) -> i64:
@@ -282,6 +286,8 @@ class BackState:
             self.queries += 1
         elif kind == B_PARAMETER_STATUS:
             self._parameter(data, pos, end)
+        elif kind == B_ERROR:
+            self._note_error(data, pos, end)
 
     def _first(self) -> int:
         if self.head < len(self.queue):
@@ -333,6 +339,7 @@ class BackState:
             self.fault = "CommandComplete out of turn"
             return
         self.copy_in = False
+        self.sync_dropped = False
         if self.swallowing:
             return
         if end - pos < 9:
@@ -342,7 +349,7 @@ class BackState:
         if first == _S:
             if data[pos + 7] != _T:
                 return
-        elif first != _R and first != _L and first != _P:
+        elif first != _R and first != _L and first != _P and first != _D:
             return
         self.pins |= _pins_of_tag(data[pos + 5 : end - 1])
 
@@ -350,15 +357,11 @@ class BackState:
         if self.swallowing:
             self.swallowed_error = data[pos:end]
         else:
-            self.remarks = True
-            if len(self.errors) < MAX_ERRORS:
-                self.errors.append(sqlstate_of(data, pos + 5, end))
-            if b"\0VFATAL\0" in data[pos : min(end, pos + 64)]:
-                self.fatal = True
+            self._note_error(data, pos, end)
         debt = self._first()
-        if self.copy_in and self.sync_dropped and debt == OWE_EXECUTE:
-            # Whether the server took that Sync as part of the copy or as the end of the skipping depends on
-            # which came first inside it, and nothing on the wire tells.
+        if self.sync_dropped and (debt == OWE_EXECUTE or debt == OWE_QUERY):
+            # Whether the server took that Sync as part of the copy or answers it (in extended mode: as the end of
+            # the skipping) depends on which came first inside it, and nothing on the wire tells.
             self.doubt = True
             self.pins |= PIN_DOUBT
             return
@@ -367,15 +370,31 @@ class BackState:
             return
         self._drop_to_sync()
 
+    def _note_error(self, data: bytes, pos: i64, end: i64) -> None:
+        self.remarks = True
+        if len(self.errors) < MAX_ERRORS:
+            self.errors.append(sqlstate_of(data, pos + 5, end))
+        if b"\0VFATAL\0" in data[pos : min(end, pos + 64)]:
+            self.fatal = True
+
     def _drop_to_sync(self) -> None:
         """Forget what the server skips after an error in extended mode: all up to the next Sync."""
+        failed = self.head
+        parse_skipped = False
         while self.head < len(self.queue):
             debt = self.queue[self.head] & 63
             if debt == OWE_SYNC:
-                return
+                break
             if debt == OWE_CLOSE_STATEMENT:
                 self.closing_names.pop(0)
+            elif debt == OWE_PARSE and self.head > failed:
+                parse_skipped = True
             self.head += 1
+        if parse_skipped and OWE_PARSE not in self.queue[self.head :]:
+            # The unnamed statement may still be that of another client.
+            self.unnamed_owner = 0
+        if self.head < len(self.queue):
+            return
         self.queue.clear()
         self.head = 0
         self.skipping = True
@@ -419,7 +438,8 @@ class BackState:
 
 
 def _pins_of_tag(tag: bytes) -> i64:
-    if tag == b"SET" or tag == b"RESET":
+    if tag == b"SET" or tag == b"RESET" or tag == b"DISCARD ALL":
+        # The last takes away what the proxy has set for the client, too.
         return PIN_SET
     if tag == b"LISTEN":
         return PIN_LISTEN

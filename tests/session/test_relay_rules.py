@@ -1,0 +1,743 @@
+"""The rules of the relay one by one: what is owed, when a backend is free, and what pins it."""
+
+from __future__ import annotations
+
+import pytest
+from harness.fakeserver import (
+    backend_key_data,
+    command_complete,
+    data_row,
+    error_response,
+    parameter_status,
+    ready,
+    row_description,
+)
+from harness.rawclient import bind, close, describe, execute, flush, frame, parse, query, sync, terminate
+from harness.relaymodel import NOTICE, NOTIFICATION, RelayPair, copy_data, copy_done, copy_fail, function_call
+
+from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE, FOUND_UNKNOWN_UNNAMED, MAX_NAMED, FrontState
+from proxy.session.replies import (
+    MAX_ERRORS,
+    PIN_ADVISORY,
+    PIN_DOUBT,
+    PIN_HOLD,
+    PIN_LISTEN,
+    PIN_PREPARE,
+    PIN_SET,
+    PIN_SET_CONFIG,
+    PIN_STATEMENT,
+    PIN_TEMPORARY,
+    PIN_UNNAMED,
+    PINS_DIRTY,
+    BackState,
+)
+
+PARSED, BOUND, CLOSED, NO_DATA, SUSPENDED, EMPTY = (frame(kind) for kind in "123nsI")
+DONE = command_complete("INSERT 0 1")
+COPY_IN = frame("G", b"\0\0\0")
+ERROR = error_response("22012", "division by zero")
+BATCH = parse("insert") + bind() + describe() + execute() + sync()
+BATCH_ANSWER = PARSED + BOUND + NO_DATA + DONE + ready()
+
+
+def test_query_is_over_with_its_ready() -> None:
+    pair = RelayPair()
+    pair.client(query("select 1"))
+    assert pair.back.owes()
+    pair.server(row_description("x"), data_row("1"), command_complete("SELECT 1"))
+    assert not pair.releasable()
+    pair.server(ready())
+    assert pair.releasable()
+    assert pair.back.queries == 1
+
+
+def test_several_statements_of_one_query_have_one_ready() -> None:
+    pair = RelayPair()
+    pair.client(query("insert 1; select 1; insert 2"))
+    pair.server(DONE, row_description("x"), data_row("1"), command_complete("SELECT 1"), DONE)
+    assert not pair.releasable()
+    pair.server(ready())
+    assert pair.releasable()
+
+
+@pytest.mark.parametrize("status", ["T", "E"])
+def test_transaction_keeps_the_backend(status: str) -> None:
+    pair = RelayPair()
+    pair.client(query("begin"))
+    pair.server(command_complete("BEGIN"), ready(status))
+    assert not pair.back.owes()
+    assert not pair.releasable()
+
+
+def test_pipelined_queries_are_free_after_the_last_ready() -> None:
+    pair = RelayPair()
+    pair.client(query("insert") * 3)
+    for _ in range(2):
+        pair.server(DONE, ready())
+        assert not pair.releasable()
+    pair.server(DONE, ready())
+    assert pair.releasable()
+
+
+def test_empty_query_is_answered_by_its_own_message() -> None:
+    pair = RelayPair()
+    pair.client(query(""))
+    pair.server(EMPTY, ready())
+    assert pair.releasable()
+
+
+def test_extended_batch_is_over_with_the_ready_of_its_sync() -> None:
+    pair = RelayPair()
+    pair.client(BATCH)
+    pair.server(PARSED, BOUND, NO_DATA, DONE)
+    assert not pair.releasable()
+    pair.server(ready())
+    assert pair.releasable()
+
+
+def test_parse_behind_a_sync_outlives_its_ready() -> None:
+    pair = RelayPair()
+    pair.client(sync(), parse("select 1"), flush())
+    pair.server(ready())
+    assert not pair.releasable()
+    pair.server(PARSED)
+    assert not pair.back.owes()
+    assert not pair.releasable(), "an implicit transaction is open"
+
+
+def test_error_drops_what_is_owed_up_to_the_sync() -> None:
+    pair = RelayPair()
+    pair.client(parse("insert"), bind(), execute(), query("select 1"), close("x"), execute(), sync(), BATCH)
+    pair.server(ERROR)
+    assert not pair.releasable()
+    pair.server(ready(), BATCH_ANSWER)
+    assert not pair.back.fault
+    assert pair.releasable()
+
+
+def test_nothing_is_owed_while_the_server_skips_to_sync() -> None:
+    pair = RelayPair()
+    pair.client(parse("select"))
+    pair.server(ERROR)
+    pair.client(bind(), execute(), query("select 1"), function_call(1))
+    assert not pair.back.owes()
+    assert not pair.releasable()
+    pair.client(sync())
+    pair.server(ready())
+    assert pair.releasable()
+
+
+def test_error_of_a_query_skips_nothing() -> None:
+    pair = RelayPair()
+    pair.client(query("select 1/0"), BATCH)
+    pair.server(ERROR, ready(), BATCH_ANSWER)
+    assert not pair.back.fault
+    assert pair.releasable()
+
+
+def test_error_of_the_sync_itself_skips_nothing() -> None:
+    pair = RelayPair()
+    pair.client(BATCH, BATCH)
+    pair.server(PARSED, BOUND, NO_DATA, DONE, ERROR, ready(), BATCH_ANSWER)
+    assert not pair.back.fault
+    assert pair.releasable()
+
+
+def test_portal_suspension_ends_an_execute() -> None:
+    pair = RelayPair()
+    pair.client(parse("select"), bind(), execute(limit=1), flush())
+    pair.server(PARSED, BOUND, data_row("1"), SUSPENDED)
+    assert not pair.back.owes()
+    assert not pair.releasable()
+    pair.client(execute(limit=1), sync())
+    pair.server(data_row("2"), SUSPENDED, ready())
+    assert pair.releasable()
+
+
+@pytest.mark.parametrize("answer", [frame("V", b"\xff\xff\xff\xff") + ready(), ERROR + ready()])
+def test_function_call_is_over_with_its_ready(answer: bytes) -> None:
+    pair = RelayPair()
+    pair.client(function_call(1))
+    assert not pair.releasable()
+    pair.server(answer)
+    assert pair.releasable()
+
+
+def test_copy_out_is_part_of_its_query() -> None:
+    pair = RelayPair()
+    pair.client(query("copy t to stdout"))
+    pair.server(frame("H", b"\0\0\0"), copy_data("a"), copy_data("b"), copy_done(), command_complete("COPY 2"), ready())
+    assert pair.releasable()
+
+
+def test_copy_in_keeps_the_backend_until_it_is_over() -> None:
+    pair = RelayPair()
+    pair.client(query("copy t from stdin"))
+    pair.server(COPY_IN)
+    pair.client(copy_data("a"), sync(), flush(), copy_done())
+    assert not pair.releasable()
+    pair.server(command_complete("COPY 1"), ready())
+    assert pair.releasable()
+
+
+def test_sync_within_a_copy_owes_nothing() -> None:
+    pair = RelayPair()
+    pair.client(parse("copy"), bind(), execute(), sync())
+    pair.server(PARSED, BOUND, COPY_IN)
+    pair.client(copy_data("a"), copy_done(), sync())
+    pair.server(command_complete("COPY 1"))
+    assert not pair.releasable()
+    pair.server(ready())
+    assert pair.releasable()
+    assert not pair.back.doubt
+
+
+def test_copy_that_was_sent_ahead_of_its_response_is_followed() -> None:
+    pair = RelayPair()
+    pair.client(parse("copy"), bind(), execute(), sync(), copy_data("a"), copy_done(), sync())
+    pair.server(PARSED, BOUND, COPY_IN, command_complete("COPY 1"))
+    assert not pair.releasable()
+    pair.server(ready())
+    assert pair.releasable()
+
+
+def test_copy_that_was_sent_ahead_and_refused_answers_both_syncs() -> None:
+    pair = RelayPair()
+    pair.client(parse("copy"), bind(), execute(), sync(), copy_data("a"), copy_done(), sync())
+    pair.server(PARSED, BOUND, ERROR, ready())
+    assert not pair.releasable()
+    pair.server(ready())
+    assert pair.releasable()
+
+
+def test_two_copies_in_one_query_sent_ahead() -> None:
+    pair = RelayPair()
+    pair.client(query("copy a from stdin; copy b from stdin"), copy_data("a"), copy_done(), copy_data("b"), copy_done())
+    pair.server(COPY_IN, command_complete("COPY 1"), COPY_IN)
+    assert not pair.back.copy_in
+    pair.server(command_complete("COPY 1"), ready())
+    assert pair.releasable()
+
+
+def test_error_in_a_copy_skips_to_the_sync_behind_it() -> None:
+    pair = RelayPair()
+    pair.client(parse("copy"), bind(), execute(), flush())
+    pair.server(PARSED, BOUND, COPY_IN)
+    pair.client(copy_data("bad"), copy_fail(), sync())
+    pair.server(ERROR)
+    assert not pair.releasable()
+    pair.server(ready())
+    assert pair.releasable()
+
+
+AHEAD_EXTENDED = parse("copy") + bind() + execute() + copy_data("bad") + sync() + copy_done() + sync()
+AHEAD_SIMPLE = query("copy") + copy_data("bad") + sync() + copy_done()
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"), [(AHEAD_EXTENDED, PARSED + BOUND), (AHEAD_SIMPLE, b"")], ids=["extended", "simple"]
+)
+def test_sync_in_a_copy_that_failed_leaves_a_doubt_for_good(said: bytes, answer: bytes) -> None:
+    pair = RelayPair()
+    pair.client(said)
+    pair.server(answer, COPY_IN, ERROR, ready())
+    assert not pair.releasable(), "the server may or may not answer the other Sync"
+    pair.server(ready())
+    assert not pair.back.fault
+    assert pair.back.pins & PIN_DOUBT
+    pair.client(query("select 1"), sync())
+    pair.server(command_complete("SELECT 0"), ready(), ready())
+    assert not pair.back.fault
+    assert not pair.releasable()
+
+
+def test_sync_of_a_finished_copy_leaves_no_doubt_for_a_later_error() -> None:
+    pair = RelayPair()
+    pair.client(parse("copy"), bind(), execute(), sync(), copy_data("a"), copy_done(), parse("x"), sync())
+    pair.server(PARSED, BOUND, COPY_IN, command_complete("COPY 1"), ERROR, ready())
+    assert not pair.back.doubt
+    assert pair.releasable()
+
+
+@pytest.mark.parametrize("message", [query("select 1"), parse("x"), bind(), execute(), function_call(1), close("x")])
+def test_request_within_a_copy_leaves_a_doubt(message: bytes) -> None:
+    pair = RelayPair()
+    pair.client(query("copy t from stdin"))
+    pair.server(COPY_IN)
+    pair.client(message)
+    pair.server(ERROR, error_response("08P01", "lost", severity="FATAL"))
+    assert pair.back.doubt
+    assert pair.back.fatal
+    assert not pair.releasable()
+
+
+def test_queue_of_a_backend_in_doubt_does_not_grow() -> None:
+    pair = RelayPair()
+    pair.client(AHEAD_SIMPLE)
+    pair.server(COPY_IN, ERROR, ready())
+    before = len(pair.back.queue)
+    for _ in range(100):
+        pair.client(query("select 1"), BATCH, parse("x", "named"), close("named"), copy_done(), sync())
+    assert len(pair.back.queue) == before
+    assert not pair.back.closing_names
+
+
+def test_replication_stream_is_never_given_to_anybody_else() -> None:
+    pair = RelayPair()
+    pair.client(query("START_REPLICATION SLOT s LOGICAL 0/0"))
+    pair.server(frame("W", b"\0\0\0"), copy_data("w" * 100))
+    pair.client(copy_data("r"), copy_done())
+    pair.server(copy_done(), command_complete("COPY 0"), ready())
+    assert not pair.back.fault
+    assert not pair.releasable()
+
+
+@pytest.mark.parametrize("message", [NOTICE, NOTIFICATION, parameter_status("TimeZone", "UTC")])
+def test_messages_at_any_time_change_nothing(message: bytes) -> None:
+    pair = RelayPair()
+    pair.server(message)
+    pair.client(BATCH)
+    for reply in (PARSED, BOUND, NO_DATA, DONE, ready()):
+        assert not pair.releasable()
+        pair.server(message, reply, message)
+    assert not pair.back.fault
+    assert pair.releasable()
+
+
+def test_parameter_status_is_noted_when_it_differs() -> None:
+    back = BackState()
+    pair = RelayPair(back=back)
+    pair.server(parameter_status("TimeZone", "UTC"))
+    assert back.params_changed
+    back.params_changed = False
+    pair.server(parameter_status("TimeZone", "UTC"))
+    assert not back.params_changed
+    assert back.params == {b"TimeZone": b"UTC"}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        ready(),
+        PARSED,
+        BOUND,
+        CLOSED,
+        NO_DATA,
+        SUSPENDED,
+        EMPTY,
+        DONE,
+        COPY_IN,
+        data_row("1"),
+        copy_data("x"),
+        copy_done(),
+        row_description("x"),
+        frame("t", b"\0\0"),
+        frame("V", b"\xff\xff\xff\xff"),
+        frame("R", b"\0\0\0\0"),
+        backend_key_data(1, b"1234"),
+        frame("?"),
+        b"E\0\0\0\3",
+        b"T\x80\0\0\0",
+        b"Z\0\0\0\6II",
+        b"S\0\2\0\0",
+    ],
+)
+def test_reply_that_nobody_asked_for_is_a_fault(reply: bytes) -> None:
+    pair = RelayPair()
+    pair.server(reply)
+    assert pair.back.fault
+    assert pair.to_client == b""
+
+
+@pytest.mark.parametrize(
+    ("said", "replies"),
+    [
+        (query("x"), PARSED),
+        (parse("x"), BOUND),
+        (sync(), DONE),
+        (parse("x"), ready()),
+        (query("x"), frame("Z", b"X")),
+        (query("x"), frame("Z", b"")),
+    ],
+)
+def test_reply_out_of_turn_is_a_fault(said: bytes, replies: bytes) -> None:
+    pair = RelayPair()
+    pair.client(said)
+    pair.server(replies)
+    assert pair.back.fault
+
+
+def test_error_without_sqlstate_is_forwarded_and_counted() -> None:
+    pair = RelayPair()
+    pair.client(query("x"))
+    pair.server(frame("E", b"SERROR\0Mno code\0\0"), frame("E", b""), ready())
+    assert pair.back.errors == [b"?????", b"?????"]
+    assert pair.releasable()
+
+
+def test_errors_kept_for_counting_are_bounded() -> None:
+    pair = RelayPair()
+    pair.client(query("x") * 100)
+    pair.server((ERROR + ready()) * 100)
+    assert pair.back.errors == [b"22012"] * MAX_ERRORS
+
+
+@pytest.mark.parametrize("length", [0, 3, 0x40000000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize("kind", [b"Q", b"P", b"B", b"d", b"S", b"X"])
+def test_impossible_length_from_a_client_is_a_fault(kind: bytes, length: int) -> None:
+    pair = RelayPair()
+    pair.client(query("select 1"), kind + length.to_bytes(4, "big") + b"body")
+    assert pair.front.found == FOUND_FAULT
+    assert bytes(pair.to_server) == query("select 1")
+
+
+@pytest.mark.parametrize("kind", ["p", "?", "Z", "v"])
+def test_unknown_message_from_a_client_is_a_fault(kind: str) -> None:
+    pair = RelayPair()
+    pair.client(frame(kind, b"x"))
+    assert pair.front.found == FOUND_FAULT
+    assert pair.to_server == b""
+
+
+def test_terminate_ends_the_scan_and_is_not_forwarded() -> None:
+    pair = RelayPair()
+    pair.client(query("select 1"), terminate(), query("select 2"))
+    assert pair.front.found == FOUND_TERMINATE
+    assert bytes(pair.to_server) == query("select 1")
+
+
+# The proxy's own statements.
+
+
+def test_own_statement_is_swallowed_with_all_its_replies() -> None:
+    pair = RelayPair()
+    pair.back.inject_query()
+    assert pair.back.swallowing_own
+    own = row_description("set_config") + data_row("x") + parameter_status("A", "b") + command_complete("SELECT 1")
+    pair.server(NOTICE, own, ready())
+    assert not pair.back.swallowing_own
+    assert pair.to_client == b""
+    assert pair.back.queries == 0
+    assert pair.back.pins == 0
+    pair.client(query("select 1"))
+    pair.server(command_complete("SELECT 0"), ready())
+    assert bytes(pair.to_client) == command_complete("SELECT 0") + ready()
+    assert pair.back.queries == 1
+
+
+def test_error_of_an_own_statement_is_kept_for_the_proxy() -> None:
+    pair = RelayPair()
+    pair.back.inject_query()
+    pair.server(ERROR, ready())
+    assert pair.back.swallowed_error == ERROR
+    assert pair.back.errors == []
+    assert pair.to_client == b""
+    assert pair.releasable()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11])
+def test_own_statement_never_reaches_the_client_however_its_replies_are_cut(size: int) -> None:
+    pair = RelayPair()
+    pair.back.inject_query()
+    pair.client(query("select 1"))
+    own = row_description("set_config") + data_row("x" * 20) + command_complete("SELECT 1") + ready()
+    theirs = row_description("x") + data_row("1") + command_complete("SELECT 1") + ready()
+    for start in range(0, len(own + theirs), size):
+        pair.server((own + theirs)[start : start + size])
+    assert bytes(pair.swallowed) == own
+    assert bytes(pair.to_client) == theirs
+    assert pair.releasable()
+
+
+# Pins.
+
+
+@pytest.mark.parametrize(
+    ("tag", "pin"),
+    [
+        ("SET", PIN_SET),
+        ("RESET", PIN_SET),
+        ("DISCARD ALL", PIN_SET),
+        ("LISTEN", PIN_LISTEN),
+        ("PREPARE", PIN_PREPARE),
+        ("SELECT 1", 0),
+        ("DELETE 1", 0),
+        ("SET CONSTRAINTS", 0),
+        ("PREPARE TRANSACTION", 0),
+        ("UNLISTEN", 0),
+        ("DO", 0),
+    ],
+)
+def test_tag_of_what_stays_in_the_session_pins(tag: str, pin: int) -> None:
+    pair = RelayPair()
+    pair.client(query("x"))
+    pair.server(command_complete(tag), ready())
+    assert pair.back.pins == pin
+    assert bool(pin & PINS_DIRTY) == bool(pin)
+
+
+@pytest.mark.parametrize(
+    ("text", "pin"),
+    [
+        ("CREATE TEMP TABLE t ()", PIN_TEMPORARY),
+        ("create\n\ttemporary view v as select 1", PIN_TEMPORARY),
+        ("create table pg_temp.t ()", PIN_TEMPORARY),
+        ("select 1 into TEMP x", PIN_TEMPORARY),
+        ("select * from attempts, templates", 0),
+        ("select pg_catalog.set_config('a.b', 'c', false)", PIN_SET_CONFIG),
+        ("SELECT SET_CONFIG('a.b', 'c', false)", PIN_SET_CONFIG),
+        ("select pg_advisory_lock(1)", PIN_ADVISORY),
+        ("select pg_try_advisory_lock_shared(1)", PIN_ADVISORY),
+        ("select pg_advisory_xact_lock(1)", 0),
+        ("select pg_try_advisory_xact_lock_shared(1)", 0),
+        ("declare c cursor with hold for select 1", PIN_HOLD),
+        ("declare c cursor with\nHOLD for select 1", PIN_HOLD),
+        ("select holder, threshold, household from t", 0),
+        ("select 1", 0),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 600])
+def test_words_of_session_state_pin(text: str, pin: int, padding: int) -> None:
+    for message in (query(" " * padding + text), parse(text + " " * padding)):
+        pair = RelayPair()
+        pair.client(message)
+        assert pair.front.pins & ~PIN_UNNAMED == pin
+
+
+@pytest.mark.parametrize("word", ["temporary", "set_config", "pg_advisory_lock", "hold"])
+@pytest.mark.parametrize("make", [query, parse], ids=["query", "parse"])
+def test_word_cut_in_two_within_a_large_statement_still_pins(word: str, make: object) -> None:
+    assert callable(make)
+    message: bytes = make("x" * 9000 + f" {word} " + "y" * 9000)
+    middle = message.index(word.encode())
+    for cut in range(middle - 1, middle + len(word) + 1):
+        pair = RelayPair()
+        pair.client(message[:8500])
+        pair.client(message[8500:cut])
+        pair.client(message[cut:])
+        assert pair.front.pins & ~PIN_UNNAMED, f"cut at {cut - middle}"
+        assert bytes(pair.to_server) == message
+
+
+def test_words_in_copied_data_do_not_pin() -> None:
+    pair = RelayPair()
+    pair.client(query("copy t from stdin"))
+    pair.server(COPY_IN)
+    pair.client(copy_data("create temp table set_config hold"))
+    assert pair.pins() == 0
+
+
+# Named statements.
+
+
+def prepared(pair: RelayPair, *names: str) -> None:
+    for name in names:
+        pair.client(parse("select", name), sync())
+        pair.server(PARSED, ready())
+    assert pair.front.pins & PIN_STATEMENT
+
+
+def test_named_statement_pins_until_it_is_closed() -> None:
+    pair = RelayPair()
+    prepared(pair, "a", "b")
+    pair.client(close("a"), sync())
+    pair.server(CLOSED, ready())
+    assert pair.front.pins & PIN_STATEMENT
+    pair.client(close("b"), sync())
+    assert pair.front.pins & PIN_STATEMENT, "closed when the server says so"
+    pair.server(CLOSED, ready())
+    assert pair.front.pins == 0
+
+
+def test_close_that_was_skipped_unpins_nothing() -> None:
+    pair = RelayPair()
+    prepared(pair, "a")
+    pair.client(execute("none"), close("a"), sync())
+    pair.server(ERROR, ready())
+    assert pair.front.pins & PIN_STATEMENT
+    pair.client(execute("none"))
+    pair.server(ERROR)
+    pair.client(close("a"), sync())
+    pair.server(ready())
+    assert pair.front.pins & PIN_STATEMENT
+    pair.client(close("a"), sync())
+    pair.server(CLOSED, ready())
+    assert pair.front.pins == 0
+
+
+def test_name_that_is_closed_and_parsed_again_in_one_go_still_pins() -> None:
+    pair = RelayPair()
+    prepared(pair, "a")
+    pair.client(close("a"), parse("select 2", "a"), sync())
+    pair.server(CLOSED, PARSED, ready())
+    assert pair.front.pins & PIN_STATEMENT
+    pair.client(close("a"), sync())
+    pair.server(CLOSED, ready())
+    assert pair.front.pins == 0
+
+
+def test_closing_a_portal_unpins_nothing() -> None:
+    pair = RelayPair()
+    prepared(pair, "a")
+    pair.client(close("a", kind="P"), sync())
+    pair.server(CLOSED, ready())
+    assert pair.front.pins & PIN_STATEMENT
+
+
+def test_more_names_than_are_remembered_pin_for_good() -> None:
+    pair = RelayPair()
+    names = [f"s{number}" for number in range(MAX_NAMED + 1)]
+    prepared(pair, *names)
+    for name in names:
+        pair.client(close(name), sync())
+        pair.server(CLOSED, ready())
+    assert pair.front.pins & PIN_STATEMENT
+    assert pair.front.names is not None
+    assert len(pair.front.names) == 1
+
+
+# The unnamed statement.
+
+
+def test_unnamed_statement_that_waits_for_its_bind_pins() -> None:
+    pair = RelayPair()
+    pair.client(parse("select"), describe(kind="S"), sync())
+    pair.server(PARSED, frame("t", b"\0\0"), NO_DATA, ready())
+    assert pair.front.pins == PIN_UNNAMED
+    pair.client(bind(), execute(), sync())
+    pair.server(BOUND, DONE, ready())
+    assert pair.pins() == 0
+
+
+@pytest.mark.parametrize("message", [bind(), describe(kind="S")])
+def test_unnamed_statement_of_another_client_is_out_of_reach(message: bytes) -> None:
+    first = RelayPair(1)
+    first.client(BATCH)
+    first.server(BATCH_ANSWER)
+    second = RelayPair(2, first.back)
+    second.client(message, sync())
+    assert second.front.found == FOUND_UNKNOWN_UNNAMED
+    assert second.to_server == b""
+
+
+def owned_by_another() -> RelayPair:
+    first = RelayPair(1)
+    first.client(BATCH)
+    first.server(BATCH_ANSWER)
+    return RelayPair(2, first.back)
+
+
+def test_parse_that_the_server_skipped_gives_no_right_to_the_unnamed_statement() -> None:
+    pair = owned_by_another()
+    pair.client(execute("none"))
+    pair.server(ERROR)
+    pair.client(parse("mine"), bind(), execute(), sync())
+    pair.server(ready())
+    pair.client(bind(), sync())
+    assert pair.front.found == FOUND_UNKNOWN_UNNAMED
+
+
+def test_parse_behind_an_error_gives_no_right_to_the_unnamed_statement() -> None:
+    pair = owned_by_another()
+    pair.client(execute("none"), parse("mine"), bind(), execute(), sync())
+    pair.server(ERROR, ready())
+    pair.client(bind(), sync())
+    assert pair.front.found == FOUND_UNKNOWN_UNNAMED
+
+
+def test_parse_of_a_later_batch_keeps_its_right_when_an_earlier_batch_fails() -> None:
+    pair = owned_by_another()
+    pair.client(execute("none"), parse("skipped"), sync(), parse("mine"), sync())
+    pair.server(ERROR, ready(), PARSED, ready())
+    pair.client(bind(), execute(), sync())
+    assert pair.front.found == 0
+
+
+def test_bind_that_the_server_skips_is_passed_on() -> None:
+    pair = owned_by_another()
+    pair.client(parse("error"))
+    pair.server(ERROR)
+    pair.client(bind(), describe(kind="S"), execute(), sync())
+    assert pair.front.found == 0
+    pair.server(ready())
+    assert pair.back.releasable()
+
+
+def test_long_portal_name_hides_no_unnamed_statement() -> None:
+    pair = owned_by_another()
+    message = bind(portal="p" * 20_000)
+    pair.client(message[:16_000])
+    pair.client(message[16_000:], execute(), sync())
+    assert pair.front.found == FOUND_FAULT
+    assert pair.to_server == b""
+
+
+# A client without a backend.
+
+
+def test_messages_of_a_copy_that_is_over_need_no_backend() -> None:
+    front = FrontState(1)
+    assert front.discard(copy_data("a") + copy_done() + copy_fail() + flush()) == len(
+        copy_data("a") + copy_done() + copy_fail() + flush()
+    )
+    said = copy_data("b" * 100)
+    assert front.discard(said[:7]) == 7
+    assert front.discard(said[7:20]) == 13
+    assert front.discard(said[20:] + query("select 1")) == len(said) - 20
+    assert front.discard(query("select 1")) == 0
+
+
+@pytest.mark.parametrize(
+    "message", [query("x"), BATCH, sync(), terminate(), b"d\0\0\0\3", b"c\xff\xff\xff\xff", b"d\0"]
+)
+def test_everything_else_is_left_for_a_backend_or_the_caller(message: bytes) -> None:
+    assert FrontState(1).discard(message) == 0
+
+
+def test_refused_query_is_dropped_alone() -> None:
+    front = FrontState(1)
+    said = query("select 1") + query("select 2")
+    assert front.refuse(said) == len(query("select 1"))
+    assert front.answered
+    assert not front.skip_to_sync
+
+
+def test_refused_query_that_has_not_come_whole_is_dropped_as_it_comes() -> None:
+    front = FrontState(1)
+    said = query("x" * 20_000)
+    assert front.refuse(said[:9000]) == 9000
+    assert front.answered
+    assert front.discard(said[9000:] + query("next")) == len(said) - 9000
+
+
+def test_refused_batch_is_dropped_up_to_its_sync() -> None:
+    front = FrontState(1)
+    assert front.refuse(BATCH) == 0
+    assert not front.answered
+    assert front.skip_to_sync
+    said = parse("x") + query("skipped") + bind() + copy_data("x") + execute()
+    assert front.discard(said + sync() + query("next")) == len(said)
+    assert front.discard(sync() + query("next")) == 0, "the Sync is the caller's to answer"
+
+
+def test_terminate_is_seen_while_a_refused_batch_is_dropped() -> None:
+    front = FrontState(1)
+    front.refuse(BATCH)
+    assert front.discard(parse("x") + terminate()) == len(parse("x"))
+
+
+@pytest.mark.parametrize(
+    ("data", "whole"),
+    [
+        (b"", False),
+        (b"Q\0\0\0", False),
+        (query("x")[:-1], False),
+        (query("x"), True),
+        (query("x" * 9000)[:8191], False),
+        (query("x" * 9000)[:8192], True),
+        (b"Q\0\0\0\0", True),
+        (b"Q\x7f\xff\xff\xff", True),
+    ],
+)
+def test_backend_is_taken_only_for_what_can_be_judged(data: bytes, whole: bool) -> None:
+    assert FrontState(1).whole(data) is whole
