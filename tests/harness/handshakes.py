@@ -16,6 +16,7 @@ from typing import Self
 import trustme
 
 from harness.rawclient import Message
+from harness.waiting import eventually
 from proxy.auth import ScramVerifier, build_verifier, md5_hash, mock_verifier
 from proxy.errors import INVALID_PASSWORD, Failure
 from proxy.net.client_handshake import (
@@ -70,7 +71,8 @@ class Certificate:
 class Peer:
     """The other end of a connection, for a test to act with."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, sock: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.sock = sock
         self.reader = reader
         self.writer = writer
 
@@ -100,11 +102,9 @@ class Peer:
         return messages
 
     async def close(self) -> None:
-        self.writer.close()
-        try:
-            await self.writer.wait_closed()
-        except (ConnectionError, ssl.SSLError):
-            return
+        """Close at once, whatever TLS would still like to say."""
+        self.writer.transport.abort()
+        await eventually(lambda: self.sock.fileno() < 0, what="the socket is closed")
 
 
 @asynccontextmanager
@@ -115,7 +115,7 @@ async def connected(
     ours, theirs = socket.socketpair()
     ours.settimeout(0.0)
     io = HandshakeSocket(ours, greedy=greedy, turnstile=turnstile)
-    peer = Peer(*await asyncio.open_connection(sock=theirs))
+    peer = Peer(theirs, *await asyncio.open_connection(sock=theirs))
     try:
         yield io, peer
     finally:

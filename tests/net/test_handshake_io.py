@@ -22,8 +22,9 @@ async def test_exact_reads_leave_the_next_message_in_the_socket() -> None:
         await peer.send(frame("p", b"one"), frame("p", b"two"), b"rest")
         assert await io.read_frame() == (ord("p"), b"one")
         assert await io.read_frame() == (ord("p"), b"two")
-        sock = io.detach()
-        assert sock.recv(100) == b"rest"
+        with io.detach() as sock:
+            io.close()
+            assert sock.recv(100) == b"rest", "closing is the new owner's affair"
 
 
 async def test_greedy_reads_take_many_messages_at_once_and_tell_of_what_is_left() -> None:
@@ -43,7 +44,7 @@ async def test_greedy_reads_put_together_what_arrives_in_pieces() -> None:
         await sending
         await peer.send(frame("S", body))
         assert await io.read_frame(len(body)) == (ord("S"), body)
-        io.detach()
+        io.detach().close()
 
 
 async def test_a_length_beyond_the_limit_is_refused_before_the_body_comes() -> None:
@@ -116,9 +117,9 @@ async def test_detach_and_close_leave_the_descriptor_unknown_to_the_loop() -> No
     async with connected() as (io, peer):
         await peer.send(frame("p", b"one"))
         await io.read_frame()
-        descriptor = io.detach().fileno()
-        assert not loop.remove_reader(descriptor)
-        assert not loop.remove_writer(descriptor)
+        with io.detach() as sock:
+            assert not loop.remove_reader(sock.fileno())
+            assert not loop.remove_writer(sock.fileno())
 
 
 def test_a_turnstile_lets_a_few_through_per_turn() -> None:
