@@ -19,7 +19,7 @@ from proxy.net.link_host import (
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
-from proxy.pool.ledger import ACTIVE, CLOSING, FLAG_DIRTY, IDLE, BackendEntry
+from proxy.pool.ledger import CLOSING, FLAG_DIRTY, IDLE, BackendEntry
 from proxy.session.parameters import ParameterSet, switch_statement
 from proxy.session.replies import PIN_SESSION, BackState
 from proxy.wire.framing import B_ERROR, B_NOTICE, B_PARAMETER_STATUS, STATUS_IDLE
@@ -79,7 +79,7 @@ class BackendLink(Stream):
             return
         if self.entry.state >= CLOSING:
             return
-        if self.held:
+        if len(self.held) != 0:
             data = self.held + data
             self.held = b""
         client = self.client
@@ -93,7 +93,7 @@ class BackendLink(Stream):
             client.pool.counters.bytes_to_clients += count
         else:
             self._pieces(client, data, count)
-        if state.fault:
+        if len(state.fault) != 0:
             self._fault(client)
             return
         if state.remarks:
@@ -111,7 +111,7 @@ class BackendLink(Stream):
         """Give this backend back, if the relay rules allow it, and let its client go on without."""
         state = self.state
         client = self.client
-        if client is None or self.held or self.unsent is not None:
+        if client is None or len(self.held) != 0 or self.unsent is not None:
             return
         front = client.front
         if state.status != STATUS_IDLE and client.mode == MODE_STATEMENT and not state.open_batch:
@@ -121,7 +121,7 @@ class BackendLink(Stream):
                 self.selector.now + FAREWELL_TIME,
             )
             return
-        if not state.releasable() or front.left or client.held:
+        if not state.releasable() or front.left or len(client.held) != 0:
             return
         if front.pins or state.pins:
             self._stay_pinned(client)
@@ -141,8 +141,6 @@ class BackendLink(Stream):
         if entry.flags | pool.flags | entry.server.flags == 0:
             entry.state = IDLE
             entry.since = now
-            pool.counts[ACTIVE] -= 1
-            pool.counts[IDLE] += 1
             pool.idle.append(entry)
         else:
             if pool.reset_always:

@@ -24,7 +24,7 @@ from proxy.net.link_host import (
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
-from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, IDLE, PoolLedger, Waiter
+from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, PoolLedger, Waiter
 from proxy.session.parameters import ParameterSet
 from proxy.session.relay import FOUND_FAULT, FOUND_NOTHING, FOUND_TERMINATE, FrontState
 from proxy.session.replies import PINS_DIRTY
@@ -99,7 +99,7 @@ class ClientLink(Stream):
                 self._hang_up("the client closed the connection")
             return
         self.pool.counters.bytes_from_clients += len(data)
-        if self.held:
+        if len(self.held) != 0:
             data = self.held + data
             self.held = b""
         if self.waiter is not None or self.feeding:
@@ -110,11 +110,11 @@ class ClientLink(Stream):
     def feed(self, data: bytes) -> None:
         """Take the client's next bytes, from the beginning of a message or from within one."""
         self.feeding = True
-        while data:
+        while len(data) != 0:
             backend = self.backend
             if backend is None:
                 data = self._without_backend(data)
-                if not data:
+                if len(data) == 0:
                     break
                 backend = self._acquire(data)
                 if backend is None:
@@ -192,6 +192,8 @@ class ClientLink(Stream):
     def _without_backend(self, data: bytes) -> bytes:
         """Deal with what needs no backend; the answer is empty, or begins with a message that needs one."""
         front = self.front
+        if front.is_one_query(data):
+            return data
         while True:
             dropped = front.discard(data)
             if dropped:
@@ -218,8 +220,6 @@ class ClientLink(Stream):
         pool = self.pool
         if pool.flags & ~FLAG_MODE == 0 and pool.idle:
             entry = pool.idle.pop()
-            pool.counts[IDLE] -= 1
-            pool.counts[ACTIVE] += 1
             entry.state = ACTIVE
             backend = link_of(entry)
             self._link(backend)
@@ -271,7 +271,7 @@ class ClientLink(Stream):
         if front.found != FOUND_NOTHING:
             self._found()
             return b""
-        if data:
+        if len(data) != 0:
             self._hold(data)
         if backend.unsent_size > HIGH_WATER:
             self.watch()

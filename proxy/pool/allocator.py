@@ -106,7 +106,7 @@ def plan_growth(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
     """A pool has waiters: OPEN a backend for them, CLOSE an idle one of another pool to make room, or NOTHING."""
     if pool.waiting > 0 and pool.idle:
         return Operation(GRANT, entry=pool.idle[-1], pool=pool, waiter=oldest_waiter(pool))
-    if pool.waiting <= pool.counts[CONNECTING]:
+    if pool.waiting <= pool.count(CONNECTING):
         return Operation(NOTHING)
     reason = why_not_open(node, pool, now)
     oldest = oldest_waiter(pool)
@@ -163,7 +163,7 @@ def over_cap(node: NodeLedger, entry: BackendEntry) -> bool:
     if tenant.held > tenant.pool_size:
         closing = 0
         for pool in tenant.pools:
-            closing += pool.counts[CLOSING_STATE] + pool.counts[LINGERING]
+            closing += pool.count(CLOSING_STATE) + pool.count(LINGERING)
         if tenant.held - closing > tenant.pool_size:
             return True
     if server.held - server.closing > server.max_connections:
@@ -235,7 +235,7 @@ def _older(best: Waiter | None, pool: PoolLedger, before: float, entry: BackendE
     waiter = oldest_waiter(pool)
     if waiter is None or waiter.since > before or pool.flags & FLAG_HELD_BACK:
         return best
-    if pool.waiting <= pool.counts[CONNECTING] + entry.server.closing:
+    if pool.waiting <= pool.count(CONNECTING) + entry.server.closing:
         return best
     tenant = pool.tenant
     if tenant.held >= tenant.pool_size and tenant is not entry.pool.tenant:
@@ -250,8 +250,8 @@ def _idle_sibling(pool: PoolLedger) -> BackendEntry | None:
     best: BackendEntry | None = None
     closing = 0
     for sibling in pool.tenant.pools:
-        closing += sibling.counts[CLOSING_STATE]
-    if closing >= pool.waiting - pool.counts[CONNECTING]:
+        closing += sibling.count(CLOSING_STATE)
+    if closing >= pool.waiting - pool.count(CONNECTING):
         return None
     for sibling in pool.tenant.pools:
         if sibling is not pool and sibling.idle and not sibling.waiting:
@@ -264,13 +264,13 @@ def _idle_sibling(pool: PoolLedger) -> BackendEntry | None:
 def _idle_on_server(pool: PoolLedger) -> BackendEntry | None:
     """The longest idle backend of another pool on this server, unless enough are closing already."""
     server = pool.server
-    if server.closing >= pool.waiting - pool.counts[CONNECTING]:
+    if server.closing >= pool.waiting - pool.count(CONNECTING):
         return None
     return _longest_idle(list(server.entries), pool)
 
 
 def _idle_on_node(node: NodeLedger, pool: PoolLedger) -> BackendEntry | None:
-    if node.closing >= pool.waiting - pool.counts[CONNECTING]:
+    if node.closing >= pool.waiting - pool.count(CONNECTING):
         return None
     best: BackendEntry | None = None
     for server in node.servers.values():

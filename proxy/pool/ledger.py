@@ -154,7 +154,8 @@ class PoolLedger:
         self.reset_always = False
         self.flags = 0
         self.idle: list[BackendEntry] = []
-        self.counts: list[int] = [0] * 7
+        self.held = 0
+        self.slow_counts: list[int] = [0] * 7
         self.first_waiter: Waiter | None = None
         self.last_waiter: Waiter | None = None
         self.waiting = 0
@@ -168,14 +169,17 @@ class PoolLedger:
         self.mode = 0
         self.target: object = None
 
-    def held(self) -> int:
-        """Slots that this pool holds, in whatever state."""
-        return sum(self.counts)
+    def count(self, state: int) -> int:
+        """Backends in one state.  The active ones are what is left over: the relay's two moves count nothing."""
+        if state == IDLE:
+            return len(self.idle)
+        if state == ACTIVE:
+            return self.held - len(self.idle) - sum(self.slow_counts)
+        return self.slow_counts[state]
 
     def useful(self) -> int:
         """Backends that may still come back to a waiter of this pool."""
-        counts = self.counts
-        return counts[CONNECTING] + counts[IDLE] + counts[ACTIVE] + counts[RESETTING] + counts[CANCELLING]
+        return self.held - self.slow_counts[CLOSING] - self.slow_counts[LINGERING]
 
 
 class BackendEntry:
@@ -226,7 +230,8 @@ def open_entry(node: NodeLedger, pool: PoolLedger, ident: int, now: float) -> Ba
     server.connecting += 1
     server.entries[entry] = None
     pool.tenant.held += 1
-    pool.counts[CONNECTING] += 1
+    pool.held += 1
+    pool.slow_counts[CONNECTING] += 1
     return entry
 
 
@@ -239,7 +244,8 @@ def move(node: NodeLedger, entry: BackendEntry, state: int, now: float) -> None:
         raise ValueError("a backend that is gone cannot change its state")
     pool = entry.pool
     server = entry.server
-    pool.counts[old] -= 1
+    if old != IDLE and old != ACTIVE:
+        pool.slow_counts[old] -= 1
     if old == IDLE:
         if pool.idle and pool.idle[-1] is entry:
             pool.idle.pop()
@@ -257,8 +263,10 @@ def move(node: NodeLedger, entry: BackendEntry, state: int, now: float) -> None:
         server.held -= 1
         del server.entries[entry]
         pool.tenant.held -= 1
+        pool.held -= 1
         return
-    pool.counts[state] += 1
+    if state != IDLE and state != ACTIVE:
+        pool.slow_counts[state] += 1
     if state == IDLE:
         pool.idle.append(entry)
     elif state == CLOSING:
@@ -353,7 +361,7 @@ def check_invariants(node: NodeLedger) -> list[str]:
     for tenant in node.tenants.values():
         if tenant.held > tenant.pool_size:
             wrong.append(f"tenant {tenant.slug} holds {tenant.held} of {tenant.pool_size}")
-        if tenant.held != sum(pool.held() for pool in tenant.pools):
+        if tenant.held != sum(pool.held for pool in tenant.pools):
             wrong.append(f"tenant {tenant.slug} counts {tenant.held} otherwise than its pools")
         if tenant.waiting != sum(pool.waiting for pool in tenant.pools):
             wrong.append(f"tenant {tenant.slug} miscounts its waiters")
@@ -365,10 +373,10 @@ def check_invariants(node: NodeLedger) -> list[str]:
 def _check_pool(pool: PoolLedger) -> list[str]:
     name = f"pool {pool.tenant.slug}/{pool.role}"
     wrong: list[str] = []
-    if min(pool.counts) < 0:
+    if pool.count(ACTIVE) < 0 or min(pool.slow_counts) < 0:
         wrong.append(f"{name} has a negative count")
-    if pool.counts[IDLE] != len(pool.idle):
-        wrong.append(f"{name} counts {pool.counts[IDLE]} idle, stacks {len(pool.idle)}")
+    if any(entry.state != IDLE for entry in pool.idle):
+        wrong.append(f"{name} stacks a backend that is not idle")
     live = len(waiters_of(pool))
     if live != pool.waiting:
         wrong.append(f"{name} counts {pool.waiting} waiting, queues {live}")

@@ -8,10 +8,9 @@ This module is compiled; it also runs interpreted.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Final
 
-from mypy_extensions import trait
+from mypy_extensions import mypyc_attr
 
 from proxy.pool.allocator import (
     CLOSE,
@@ -60,29 +59,30 @@ from proxy.pool.ledger import (
 NEVER: Final = 1e18
 
 
-@trait
+# Simulations implement this, uncompiled.
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Effects:
-    """What the driver asks of the room that has the sockets.  None of these may call the driver back at once."""
+    """What the driver asks of the room that has the sockets.  Only `grant` and `refuse` may call the driver back."""
 
-    @abstractmethod
     def open(self, entry: BackendEntry) -> None:
         """Begin to open a backend; `opened` or `open_failed` reports the end."""
+        raise NotImplementedError
 
-    @abstractmethod
     def close(self, entry: BackendEntry, reason: str) -> None:
         """Begin to close a backend; `closed` reports when the server has closed too."""
+        raise NotImplementedError
 
-    @abstractmethod
     def reset(self, entry: BackendEntry) -> None:
         """Begin DISCARD ALL; `reset_done` or the backend's loss reports the end."""
+        raise NotImplementedError
 
-    @abstractmethod
     def grant(self, waiter: Waiter, entry: BackendEntry) -> None:
         """Hand a backend to a waiter.  An owner that is gone by now gives it back with `release`."""
+        raise NotImplementedError
 
-    @abstractmethod
     def refuse(self, waiter: Waiter, reason: int) -> None:
         """Tell a waiter that it will not get a backend."""
+        raise NotImplementedError
 
 
 class PoolDriver:

@@ -128,6 +128,13 @@ class FrontState:
         size: i64 = frame_size(data, 0)
         return 1 + size <= end or end >= HOLD_LIMIT or size < 4 or size > MAX_FRAME
 
+    def is_one_query(self, data: bytes) -> bool:
+        """Say whether `data` is one whole Query and nothing else is on: the commonest chunk there is."""
+        end: i64 = len(data)
+        if end < 5 or data[0] != F_QUERY or self.dropping or self.skip_to_sync:
+            return False
+        return frame_size(data, 0) + 1 == end
+
     def malformed(self, data: bytes) -> bool:
         """Say whether the length at the beginning of `data` (5 bytes or more) is impossible."""
         size: i64 = frame_size(data, 0)

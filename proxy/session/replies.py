@@ -204,7 +204,7 @@ class BackState:
                 break
             was_swallowing: bool = self.swallowing
             self._account(kind, data, pos, min(end, after))
-            if self.fault:
+            if len(self.fault) != 0:
                 break
             if after > end:
                 self.left = after - end
