@@ -1,0 +1,67 @@
+"""Runs every cell through every way, round by round, so that what changes on the machine meets all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from bench.model import DIRECT, BenchError, Missing, Outcome
+from bench.stats import CellResult
+from bench.targets import Target
+from bench.workloads import Workload
+
+Progress = Callable[[str], None]
+
+
+def order_of_round(ways: Sequence[str], number: int) -> list[str]:
+    """Rotate the ways by one each round, and reverse every other round: none always follows the same other."""
+    shift = number % len(ways)
+    rotated = [*ways[shift:], *ways[:shift]]
+    return rotated[::-1] if number % 2 else rotated
+
+
+class Runner:
+    """Collects the outcomes; `results` is valid at any time, also after an interruption."""
+
+    def __init__(
+        self,
+        workloads: Sequence[Workload],
+        targets: Mapping[str, Target],
+        absent: Mapping[str, BenchError],
+        progress: Progress,
+    ) -> None:
+        self._workloads = workloads
+        self._targets = targets
+        self._progress = progress
+        self.results = [
+            CellResult(
+                workload.cell,
+                {
+                    **{way: [] for way in targets},
+                    **{way: [Missing(error.message)] for way, error in absent.items()},
+                },
+            )
+            for workload in workloads
+        ]
+
+    def run(self, rounds: int) -> None:
+        """Run so many rounds; a cell that fails is recorded as missing and the rest goes on."""
+        for number in range(rounds):
+            order = order_of_round(list(self._targets), number)
+            for workload, result in zip(self._workloads, self.results, strict=True):
+                if workload.rounds is not None and number >= workload.rounds:
+                    continue
+                for way in order:
+                    if workload.proxies_only and way == DIRECT:
+                        continue
+                    self._progress(f"round {number + 1} of {rounds}: {workload.cell.name}, {way}")
+                    result.outcomes[way].append(_outcome(workload, self._targets[way]))
+
+
+def _outcome(workload: Workload, target: Target) -> Outcome:
+    reason = target.unfit_for(workload.cell)
+    if reason is not None:
+        return Missing(reason)
+    try:
+        return workload.run(target)
+    except BenchError as error:
+        return Missing(error.message)
