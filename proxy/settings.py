@@ -1,0 +1,314 @@
+"""The settings of a node: one frozen model per section of `pgtenant.toml`, each field with its explanation.
+
+`configs/pgtenant.toml` is made from these models, so what a field's description says here is what operators read.  A
+value is taken from the environment (`PGTENANT_POOL__POOL_SIZE=50`), else from the file, else the default is in
+force.  Times are seconds; 0 switches a time limit off where the description says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+ENV_PREFIX: Final = "PGTENANT_"
+"""Variables `PGTENANT_<SECTION>__<NAME>` override the file."""
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the text says where and why, `hint` what to do."""
+
+    def __init__(self, text: str, hint: str) -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ListenSettings(_Section):
+    """Where clients connect, and what a login is held to."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; * is every address of this machine.")
+    port: Port = Field(default=6432, description="Port for PostgreSQL clients; 0 takes any free one.")
+    backlog: Count = Field(default=1024, description="Connections that may wait in the system's queue to be accepted.")
+    accepts_per_turn: Count = Field(default=8, description="Connections accepted in one turn of the event loop.")
+    max_logins: Count = Field(default=500, description="Logins under way at once; more wait in the backlog.")
+    max_clients: Count = Field(default=10_000, description="Clients connected at once, over all tenants.")
+    login_timeout: Seconds = Field(default=60.0, gt=0, description="Seconds within which a login must be complete.")
+    startup_max_bytes: int = Field(
+        default=10_000,
+        ge=256,
+        le=10_000,
+        description="Bytes that a startup packet may have before the client is known.",
+    )
+    tls_mode: Literal["off", "allow", "require"] = Field(
+        default="off",
+        description="TLS with clients: off, allow (the client decides) or require; needs tls_cert and tls_key.",
+    )
+    tls_cert: Path | None = Field(default=None, description="PEM file with this proxy's certificate and its chain.")
+    tls_key: Path | None = Field(default=None, description="PEM file with the certificate's private key.")
+    allow_cleartext_password: bool = Field(
+        default=False,
+        description="Let logins with the method `password` send it without TLS; for trusted networks only.",
+    )
+    trust: bool = Field(
+        default=False, description="Let every known login in without any proof; for tests on one machine only."
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> ListenSettings:
+        if self.tls_mode != "off" and (self.tls_cert is None or self.tls_key is None):
+            raise ValueError(f'tls_mode = "{self.tls_mode}" needs tls_cert and tls_key')
+        return self
+
+
+class HttpSettings(_Section):
+    """The HTTP endpoint: /metrics, /healthz, /readyz, /reload."""
+
+    enabled: bool = Field(default=True, description="Whether to serve HTTP at all.")
+    host: str = Field(default="127.0.0.1", description="Address of the HTTP endpoint.")
+    port: Port = Field(default=6480, description="Port of the HTTP endpoint; 0 takes any free one.")
+    admin_token: SecretStr | None = Field(
+        default=None,
+        description="Bearer token that POST /reload asks for; without one it is refused. Prefer admin_token_file.",
+    )
+    admin_token_file: Path | None = Field(default=None, description="File whose first line is the admin token.")
+
+
+class PoolSettings(_Section):
+    """How many backends there may be, and how long they live; tenants may have limits of their own."""
+
+    pool_size: Count = Field(default=20, description="Backends of one tenant at most.")
+    min_pool_size: int = Field(
+        default=0, ge=0, description="Backends of an active tenant that are kept open when idle."
+    )
+    max_clients: Count = Field(default=1_000, description="Clients of one tenant at most.")
+    max_waiting: int = Field(default=1_000, ge=0, description="Clients of one tenant that may wait for a backend.")
+    max_backends: Count = Field(default=1_000, description="Backends of this node at most, over all servers.")
+    max_connecting: Count = Field(default=8, description="Backends being opened at once on one server.")
+    queue_wait_timeout: Seconds = Field(
+        default=120.0, description="Seconds a client waits for a backend; 0 is for ever."
+    )
+    cross_tenant_wait: Seconds = Field(
+        default=0.1, description="Seconds after which the oldest waiter of any tenant wins at a server's cap."
+    )
+    server_idle_timeout: Seconds = Field(
+        default=600.0, description="Seconds until an idle backend is closed; 0 is never."
+    )
+    server_lifetime: Seconds = Field(
+        default=3_600.0, description="Seconds after which a backend is replaced; 0 is never."
+    )
+    lifetime_jitter: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of server_lifetime by which lifetimes differ, so that not all end at once.",
+    )
+    connect_timeout: Seconds = Field(default=15.0, gt=0, description="Seconds that opening a backend may take.")
+    retry_first: Seconds = Field(
+        default=0.2, gt=0, description="Seconds before a server that failed is tried again; doubles."
+    )
+    retry_most: Seconds = Field(default=15.0, gt=0, description="Seconds that doubling ends at.")
+    linger: Seconds = Field(
+        default=5.0, description="Seconds after which a backend that does not close counts as lingering."
+    )
+    cancel_wait: Seconds = Field(default=10.0, gt=0, description="Seconds that a cancel request to a server may take.")
+    max_cancels: Count = Field(default=32, description="Cancel requests under way at once.")
+
+    @model_validator(mode="after")
+    def _caps_fit(self) -> PoolSettings:
+        if self.pool_size > self.max_backends:
+            raise ValueError(f"pool_size ({self.pool_size}) is above max_backends ({self.max_backends})")
+        if self.min_pool_size > self.pool_size:
+            raise ValueError(f"min_pool_size ({self.min_pool_size}) is above pool_size ({self.pool_size})")
+        return self
+
+
+class RoutingSettings(_Section):
+    """How a connection names its tenant."""
+
+    order: tuple[Literal["sni", "options", "user", "database"], ...] = Field(
+        default=("sni", "options", "user", "database"), description="Selectors that count, the deciding one first."
+    )
+    sni_patterns: tuple[str, ...] = Field(
+        default=(), description='Host names that name a tenant: "{tenant}.db.example.com".'
+    )
+    option_names: tuple[str, ...] = Field(
+        default=("tenant", "pgtenant.tenant"),
+        description='Startup options that name a tenant: options="-c tenant=acme".',
+    )
+    user_separator: str = Field(
+        default=".", max_length=8, description='What divides user and tenant in "app.acme"; empty for none.'
+    )
+    database_patterns: tuple[str, ...] = Field(
+        default=(), description='Database names that name a tenant: "db_{tenant}".'
+    )
+    physical_databases: bool = Field(
+        default=True, description="Let a database's name on its server stand for the tenant where only one has it."
+    )
+    reveal_tenants: bool = Field(
+        default=False, description="Tell strangers that a tenant is unknown or suspended, before they have logged in."
+    )
+    shared_tenant: str | None = Field(
+        default=None,
+        description="Slug of the tenant whose database serves tenants that are PENDING, having none of their own.",
+    )
+    cached_routes: Count = Field(default=100_000, description="Tenants remembered at most.")
+    cached_logins: Count = Field(default=100_000, description="Logins remembered at most.")
+    unknown_ttl: Seconds = Field(default=5.0, description="Seconds for which an unknown name is remembered as unknown.")
+    lookup_timeout: Seconds = Field(default=2.0, gt=0, description="Seconds after which the registry counts as down.")
+    snapshot: Path | None = Field(
+        default=None,
+        description="File that remembers routes for a start while the registry is down; sealed with the key ring.",
+    )
+
+
+class RegistrySettings(_Section):
+    """Where servers, tenants and logins are kept."""
+
+    url: SecretStr = Field(
+        default=SecretStr("sqlite:///pgtenant.db"),
+        description="sqlite:///FILE, or postgresql://user@host/database for all nodes to share.",
+    )
+    poll_interval: Seconds = Field(default=0.5, gt=0, le=60, description="Seconds between two looks for changes.")
+
+
+class RelaySettings(_Section):
+    """The event loop."""
+
+    budget_ms: float = Field(
+        default=1.5,
+        gt=0,
+        le=100,
+        description="Milliseconds of relay work after which logins and timers have their turn.",
+    )
+
+
+class LogSettings(_Section):
+    """What is logged, to standard error."""
+
+    format: Literal["console", "json"] = Field(default="console", description="console for people, json for machines.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least level that is logged."
+    )
+
+
+class ShutdownSettings(_Section):
+    """The end of a node, on SIGTERM or Ctrl-C."""
+
+    grace: Seconds = Field(default=30.0, description="Seconds that transactions in flight have to finish.")
+
+
+class NodeSettings(_Section):
+    """One process among others."""
+
+    id: int = Field(default=1, ge=0, le=126, description="Number of this node, part of its clients' cancel keys.")
+
+
+class Settings(_Section):
+    """All of `pgtenant.toml`."""
+
+    listen: ListenSettings = ListenSettings()
+    http: HttpSettings = HttpSettings()
+    pool: PoolSettings = PoolSettings()
+    routing: RoutingSettings = RoutingSettings()
+    registry: RegistrySettings = RegistrySettings()
+    relay: RelaySettings = RelaySettings()
+    log: LogSettings = LogSettings()
+    shutdown: ShutdownSettings = ShutdownSettings()
+    node: NodeSettings = NodeSettings()
+
+
+def load_settings(path: Path | None, env: Mapping[str, str] = os.environ) -> Settings:
+    """Read the file, if there is one, and the environment; raises SettingsError."""
+    data: dict[str, Any] = {}
+    if path is not None:
+        data = _read(path)
+    origin = "the environment" if path is None else str(path)
+    for section, values in _from_environment(env).items():
+        merged = data.setdefault(section, {})
+        if isinstance(merged, dict):
+            merged.update(values)
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise _explained(error, origin) from None
+
+
+def admin_token(settings: Settings) -> str | None:
+    """The admin token, from the settings or its file; raises SettingsError when the file cannot be read."""
+    http = settings.http
+    if http.admin_token is not None:
+        return http.admin_token.get_secret_value() or None
+    if http.admin_token_file is None:
+        return None
+    try:
+        return http.admin_token_file.read_text().partition("\n")[0].strip() or None
+    except OSError as error:
+        raise SettingsError(
+            f"http.admin_token_file {http.admin_token_file} cannot be read: {error.strerror}",
+            "Check that the file exists and that this user may read it.",
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(
+            f"settings file {path} cannot be read: {error.strerror}",
+            "Give the right path with --config, or leave it out to run with the defaults.",
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"settings file {path} is not TOML: {error}",
+            "Compare it with configs/pgtenant.toml, which has every setting.",
+        ) from None
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The settings among the variables; lists are written with commas."""
+    found: dict[str, dict[str, Any]] = {}
+    for variable, value in env.items():
+        section, divider, name = variable.removeprefix(ENV_PREFIX).lower().partition("__")
+        if not variable.startswith(ENV_PREFIX) or not divider or section not in Settings.model_fields:
+            continue
+        is_list = section == "routing" and name in {"order", "sni_patterns", "option_names", "database_patterns"}
+        found.setdefault(section, {})[name] = [part for part in value.split(",") if part] if is_list else value
+    return found
+
+
+def _explained(error: ValidationError, origin: str) -> SettingsError:
+    """Say in one sentence what is wrong with the first setting that is."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        names = _names_beside(first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"It may be one of: {', '.join(names)}."
+        return SettingsError(f"{origin}: there is no setting {where}", hint)
+    more = len(error.errors()) - 1
+    also = f" (and {more} more)" if more else ""
+    return SettingsError(
+        f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}{also}",
+        "configs/pgtenant.toml explains every setting; environment variables PGTENANT_<SECTION>__<NAME> override it.",
+    )
+
+
+def _names_beside(location: tuple[int | str, ...]) -> list[str]:
+    if len(location) == 1:
+        return sorted(Settings.model_fields)
+    section = Settings.model_fields.get(str(location[0]))
+    model = section.annotation if section is not None else None
+    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
