@@ -38,12 +38,12 @@ _CLOCK_SKEW: Final = 60.0
 class Sealer(Protocol):
     """Authenticated encryption: what `open` returns is what `seal` was given under the same context.
 
-    `open` raises ValueError for anything else.
+    `open` raises for anything else.
     """
 
-    def seal(self, plaintext: bytes, context: str) -> bytes: ...
+    def seal(self, data: bytes, context: str, /) -> bytes: ...
 
-    def open(self, sealed: bytes, context: str) -> bytes: ...
+    def open(self, sealed: bytes, context: str, /) -> bytes: ...
 
 
 class SnapshotError(Exception):
@@ -66,11 +66,23 @@ class Snapshot:
 
 
 class SnapshotFile:
-    """One snapshot in one file."""
+    """One snapshot in one file.
 
-    def __init__(self, path: Path, sealer: Sealer, *, max_age: float = MAX_AGE) -> None:
+    `refusals` are the errors by which the sealer's `open` says that something is not what it sealed.  `max_age` in
+    seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sealer: Sealer,
+        *,
+        refusals: tuple[type[Exception], ...] = (ValueError,),
+        max_age: float = MAX_AGE,
+    ) -> None:
         self.path = path
         self._sealer = sealer
+        self._refusals = refusals
         self._max_age = max_age
 
     def write(self, text: bytes) -> None:
@@ -102,7 +114,7 @@ class SnapshotFile:
             raise SnapshotError(f"it is larger than {MAX_BYTES} bytes")
         try:
             text = self._sealer.open(sealed, CONTEXT)
-        except ValueError:
+        except self._refusals:
             raise SnapshotError("it was changed, or sealed with a key that this node does not have") from None
         snapshot = decode_snapshot(text)
         if not -_CLOCK_SKEW <= now - snapshot.saved_at <= self._max_age:
