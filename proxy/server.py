@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import selectors
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, cast
 
 import structlog
 
@@ -22,15 +23,16 @@ from proxy.net.mailroom import Mailroom
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
-from proxy.net.tls import ClientTls, ServerTlsContexts
+from proxy.net.tls import ClientTls, ServerTlsContexts, TlsConfigError
 from proxy.pool.janitor import run_janitor
 from proxy.pool.ledger import NodeLedger
 from proxy.pool.tenancy import Defaults, Tenancy
-from proxy.routing.names import name_rules
+from proxy.routing.cache import CacheLimits
+from proxy.routing.names import NameRules, name_rules
 from proxy.routing.resolver import Resolver, ResolverConfig, RouteUpdate
 from proxy.session.parameters import ParameterTable
-from proxy.settings import Settings
-from registry.contract import RegistryReader, TenantState
+from proxy.settings import Settings, SettingsError
+from registry.contract import RegistryReader, RegistryUnavailable, TenantState
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +55,7 @@ class Node:
         self.settings = settings
         self.clock: Callable[[], float] = time.monotonic
         self.ledger = NodeLedger(pool.max_backends, pool.max_connecting)
+        self.selector = selector
         self.hub = Hub(selector, self.ledger, pool.cross_tenant_wait)
         self.table = ParameterTable()
         self.statuses = StatusCache()
@@ -71,7 +74,7 @@ class Node:
             self.table.empty,
             dial_settings(settings),
             spawn=self.spawn,
-            chance=random.Random(),
+            chance=random.SystemRandom(),
             tls_contexts=ServerTlsContexts(),
             keys=ScramKeyCache(),
         )
@@ -94,16 +97,16 @@ class Node:
             accepts_per_turn=settings.listen.accepts_per_turn,
             max_logins=settings.listen.max_logins,
         )
+        self.grace_over = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_cold_sweep = self.clock()
         self.resolver.subscribe(self._on_route_update)
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run a coroutine as a task of this node's: it ends with the node, and its failure is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
-        return task
 
     async def start(self) -> None:
         """Begin to serve; raises ListenError when the port cannot be had."""
@@ -121,8 +124,17 @@ class Node:
             self.client_tls.reload()
         return await self.resolver.reload()
 
+    async def reload_and_log(self) -> None:
+        """Reload on a signal, where there is nobody to tell but the log."""
+        try:
+            version = await self.reload()
+        except (RegistryUnavailable, TlsConfigError) as error:
+            log.error("reload failed, what was in force stays in force", reason=str(error))
+        else:
+            log.info("reloaded", registry_version=version)
+
     async def stop(self, grace: float) -> None:
-        """Stop accepting, let transactions finish for up to `grace` seconds, close."""
+        """Stop accepting, let transactions finish for up to `grace` seconds or until `grace_over`, close."""
         self.door.stopping = True
         self.listener.stop()
         await self._drain(grace)
@@ -151,7 +163,7 @@ class Node:
         now = self.hub.selector.now
         self.tenancy.apply_route(update.tenant_id, update.new, now)
         state = update.new.state if update.new is not None else None
-        log.info("route changed", tenant_id=update.tenant_id, state=state, generation=getattr(update.new, "generation", None))
+        log.info("route changed", tenant=slug_of(update), state=state)
         if state is not TenantState.READY:
             for client in list(self.door.clients.values()):
                 if client.pool.tenant.tenant_id == update.tenant_id and is_between(client):
@@ -165,7 +177,7 @@ class Node:
                 if is_between(client):
                     self.hub.terminate(client, Failure(SHUTTING_DOWN))
             self.mailroom.read()
-            if not any(not client.finishing for client in self.door.clients.values()) or self.clock() >= deadline:
+            if self.grace_over or self.clock() >= deadline or all(c.finishing for c in self.door.clients.values()):
                 return
             await asyncio.sleep(DRAIN_STEP)
 
@@ -176,11 +188,13 @@ class Node:
                 if entry.link is not None:
                     self.hub.driver.close(entry, "the node is shutting down", now)
         deadline = self.clock() + CLOSE_WAIT
-        while self.clock() < deadline and (
-            any(entry.link is not None for server in self.ledger.servers.values() for entry in server.entries)
-            or self.door.clients
-        ):
+        while self._is_connected() and self.clock() < deadline:  # noqa: ASYNC110 - what ends it happens in select()
             await asyncio.sleep(DRAIN_STEP / 5)
+
+    def _is_connected(self) -> bool:
+        """Whether any client, or any server that had been logged in to, has not closed yet."""
+        entries = (entry for server in self.ledger.servers.values() for entry in server.entries)
+        return bool(self.door.clients) or any(entry.link is not None for entry in entries)
 
     async def _cancel_tasks(self) -> None:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
@@ -202,3 +216,125 @@ def is_between(client: ClientLink) -> bool:
     if backend is None:
         return client.waiter is None and not client.held
     return backend.between_transactions() and client.front.left == 0 and not client.held
+
+
+def slug_of(update: RouteUpdate) -> str:
+    """The name under which people know the tenant of an update."""
+    route = update.new or update.old
+    return route.slug if route is not None else str(update.tenant_id)
+
+
+def client_tls(settings: Settings) -> ClientTls | None:
+    """The certificate for clients; raises TlsConfigError."""
+    listen = settings.listen
+    if listen.tls_mode == "off" or listen.tls_cert is None or listen.tls_key is None:
+        return None
+    return ClientTls(listen.tls_cert, listen.tls_key, required=listen.tls_mode == "require")
+
+
+def rules_of(settings: Settings) -> NameRules:
+    """How connections spell tenants; raises SettingsError for a pattern that cannot be used."""
+    routing = settings.routing
+    try:
+        return name_rules(
+            order=routing.order,
+            sni_patterns=routing.sni_patterns,
+            option_names=routing.option_names,
+            user_separator=routing.user_separator,
+            database_patterns=routing.database_patterns,
+            physical_databases=routing.physical_databases,
+        )
+    except ValueError as error:
+        raise SettingsError(
+            f"routing: {error}",
+            'A pattern has {tenant} once, as in "db_{tenant}"; a selector stands in the order once.',
+        ) from None
+
+
+def resolver_config(settings: Settings) -> ResolverConfig:
+    """How the resolver remembers and what it tells strangers."""
+    routing = settings.routing
+    limits = CacheLimits(tenants=routing.cached_routes, logins=routing.cached_logins, negative_ttl=routing.unknown_ttl)
+    return ResolverConfig(
+        limits=limits,
+        reveal_tenants=routing.reveal_tenants,
+        shared_tenant=routing.shared_tenant,
+        lookup_timeout=routing.lookup_timeout,
+    )
+
+
+def defaults_of(settings: Settings) -> Defaults:
+    """The limits of tenants that have none of their own."""
+    pool = settings.pool
+    return Defaults(
+        pool_size=pool.pool_size,
+        min_pool_size=pool.min_pool_size,
+        max_clients=pool.max_clients,
+        max_waiting=pool.max_waiting,
+        queue_wait_timeout=pool.queue_wait_timeout,
+        server_idle_timeout=pool.server_idle_timeout,
+        server_lifetime=pool.server_lifetime,
+    )
+
+
+def dial_settings(settings: Settings) -> DialSettings:
+    """How backends are opened."""
+    pool = settings.pool
+    return DialSettings(
+        connect_timeout=pool.connect_timeout,
+        retry_first=pool.retry_first,
+        retry_most=pool.retry_most,
+        lifetime_jitter=pool.lifetime_jitter,
+        cancel_wait=pool.cancel_wait,
+        max_cancels=pool.max_cancels,
+    )
+
+
+def door_settings(settings: Settings, tls: ClientTls | None) -> DoorSettings:
+    """What every login is held to."""
+    listen = settings.listen
+    return DoorSettings(
+        login_timeout=listen.login_timeout,
+        max_clients=listen.max_clients,
+        node_id=settings.node.id,
+        greet=GreetPolicy(tls, listen.startup_max_bytes),
+        auth=AuthPolicy(allow_cleartext=listen.allow_cleartext_password, trust=listen.trust),
+    )
+
+
+async def serve(node: Node, *, on_ready: Callable[[Node], None]) -> None:
+    """Run a node until SIGTERM or SIGINT; SIGHUP reloads.  A second SIGTERM or SIGINT ends the grace time.
+
+    Raises what `Node.start` raises.
+    """
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    hurry = asyncio.Event()
+
+    def stop() -> None:
+        (hurry if stopping.is_set() else stopping).set()
+
+    await node.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: node.spawn(node.reload_and_log()))
+    on_ready(node)
+    await stopping.wait()
+    grace = node.settings.shutdown.grace
+    log.info("stopping", clients=len(node.door.clients), grace=grace)
+    stopped = asyncio.ensure_future(node.stop(grace))
+    hurried = asyncio.ensure_future(hurry.wait())
+    await asyncio.wait({stopped, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    node.grace_over = True
+    await stopped
+    log.info("stopped")
+
+
+def run(main: Callable[[RelaySelector], Coroutine[Any, Any, None]], settings: Settings) -> None:
+    """Run a coroutine in an event loop of the relay's own kind."""
+    selector = RelaySelector(settings.relay.budget_ms / 1000.0)
+    # RelaySelector has the surface of BaseSelector without being one: compiled classes cannot inherit from it.
+    base = cast("selectors.BaseSelector", selector)
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(base)) as runner:
+        runner.run(main(selector))
