@@ -89,6 +89,7 @@ class PgBouncer:
                 log=log,
                 account=self._account,
                 end_signal=STOP,
+                remove=[self._directory],
             )
         except OSError as error:
             raise BenchError(f"PgBouncer cannot be run: {error}", INSTALL_HINT) from error

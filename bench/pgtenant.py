@@ -79,6 +79,7 @@ class Pgtenant:
             env=self._environment,
             cwd=self._directory,
             log=log,
+            remove=[self._directory],
         )
         wait_until_listening(self._process, self.endpoint.port, log, "pgtenant")
 
@@ -104,7 +105,7 @@ class Pgtenant:
         return {
             "listen": {"host": HOST, "port": self.endpoint.port, "max_clients": MAX_CLIENTS},
             "http": {"host": HOST, "port": self._http_port},
-            "pool": {"pool_size": self._pool_size, "max_clients_per_tenant": MAX_CLIENTS, "max_waiting": MAX_CLIENTS},
+            "pool": {"pool_size": self._pool_size, "max_clients": MAX_CLIENTS},
             "registry": {"url": self._registry},
             "shutdown": {"grace": 1},
         }

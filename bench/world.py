@@ -21,7 +21,7 @@ from bench.pgtenant import Pgtenant
 from bench.targets import Direct, Target
 from proxy.demo.embedded import EmbeddedServer
 
-ROLE = DATABASE = "bench"
+ROLE, DATABASE = "bench_app", "bench"
 POSTGRES = 18
 # The clients of the direct way, the pools of both proxies, and room for connections that are just ending.
 SPARE_CONNECTIONS = 60
@@ -124,7 +124,7 @@ class World:
             f"create role {ROLE} login password '{password}';\n"
             f"create database {DATABASE} owner {ROLE};"
         )
-        verifier = server.psql("select rolpassword from pg_authid where rolname = 'bench'")
+        verifier = server.psql("select rolpassword from pg_authid where rolname = 'bench_app'")
         endpoint = Endpoint(server.host, server.port, ROLE, DATABASE, password)
         self.progress("loading the data")
         tools = self.tools
