@@ -102,6 +102,8 @@ class Listener:
     async def close(self, grace: float = 0.0) -> None:
         """Stop, wait up to `grace` seconds for the logins under way, and cancel those that are left."""
         self.stop()
+        # A task cancelled before its first step never runs, and would not close its socket.
+        await asyncio.sleep(0)
         logins = set(self._logins)
         if logins and grace > 0:
             _, logins = await asyncio.wait(logins, timeout=grace)

@@ -21,9 +21,13 @@ class KeysNotAtHand(Exception):
 
 
 class ScramKeyCache:
-    """The keys of the `limit` most recently used combinations of password, salt and iterations; secrets all."""
+    """The keys of the `limit` most recently used combinations of password, salt and iterations; secrets all.
+
+    `derived` counts how often a password had to be hashed.
+    """
 
     def __init__(self, limit: int = 4096) -> None:
+        self.derived = 0
         self._limit = limit
         self._keys: OrderedDict[tuple[str | bytes, bytes, int], ScramKeys] = OrderedDict()
 
@@ -47,6 +51,7 @@ class ScramKeyCache:
         return scram.respond(server_first)
 
     def _keep(self, wanted: tuple[str | bytes, bytes, int], keys: ScramKeys) -> ScramKeys:
+        self.derived += 1
         self._keys[wanted] = keys
         if len(self._keys) > self._limit:
             self._keys.popitem(last=False)
