@@ -1,0 +1,1 @@
+"""What operators see of a node: its log, its metrics, its health."""

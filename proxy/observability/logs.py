@@ -1,0 +1,91 @@
+"""The log: structured events, for people or for machines, on standard error.
+
+Secrets never reach a log call; the redaction here is a second net, by the names of fields.  Events that strangers can
+cause as often as they like are limited to a number per second; what was left out is counted in the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final, TextIO
+
+import structlog
+
+SECRET_WORDS: Final = ("password", "secret", "token", "verifier", "key")
+LIMITED_EVENTS: Final = frozenset(
+    {"client refused", "client connected", "client disconnected", "cancel request with an unknown key", "backend lost"}
+)
+EVENTS_PER_SECOND: Final = 100
+
+EventDict = MutableMapping[str, Any]
+
+
+def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Blank the values of fields whose names sound like secrets."""
+    for name in event:
+        if any(word in name.lower() for word in SECRET_WORDS):
+            event[name] = "********"
+    return event
+
+
+class Limiter:
+    """Drops events of one kind beyond `most` in a second, and tells with the next one how many that were."""
+
+    def __init__(self, most: int = EVENTS_PER_SECOND, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._windows: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
+        name = str(event.get("event"))
+        if name not in LIMITED_EVENTS:
+            return event
+        now = self._clock()
+        start, count = self._windows.get(name, (now, 0))
+        if now - start >= 1.0:
+            suppressed = count - self._most
+            if suppressed > 0:
+                event["suppressed"] = suppressed
+            start, count = now, 0
+        self._windows[name] = (start, count + 1)
+        if count >= self._most:
+            raise structlog.DropEvent
+        return event
+
+
+def configure_logs(*, style: str, level: str, stream: TextIO | None = None) -> None:
+    """Set up the process's log: `style` is console or json, `level` the least that is written."""
+    out = stream or sys.stderr
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        redact,
+    ]
+    renderer: Any
+    if style == "json":
+        renderer = structlog.processors.JSONRenderer()
+        last = [structlog.processors.format_exc_info, renderer]
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=out.isatty())
+        last = [renderer]
+    structlog.configure(
+        processors=[Limiter(), *shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(file=out),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(number, logging.INFO))
