@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 import selectors
 import socket
+from collections import Counter
 from typing import cast
 
 import pytest
 from harness.handshakes import Account, LoginServer, account, connected
-from harness.rawclient import RawClient, frame
+from harness.rawclient import RawClient, frame, startup
 from harness.waiting import eventually
 
 from proxy.net.handshake_io import CHUNK, HandshakeSocket, PeerGone, Turnstile
@@ -206,3 +207,39 @@ async def test_the_last_message_reaches_a_client_that_sent_more_than_was_read() 
         assert await asyncio.to_thread(read_all) == b"goodbye"
         await ending
         io.close()
+
+
+class TurnCounter(selectors.DefaultSelector):
+    """Counts the turns of the loop."""
+
+    turns = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.turns += 1
+        return super().select(timeout)
+
+
+def test_a_storm_of_logins_is_spread_over_many_turns() -> None:
+    counter = TurnCounter()
+    turnstile = Turnstile(steps=4, seconds=60.0)
+    read_in: list[int] = []
+
+    async def read_one(sock: socket.socket) -> None:
+        io = HandshakeSocket(sock, turnstile=turnstile)
+        await io.read_packet(100)
+        read_in.append(counter.turns)
+        io.close()
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(100):
+                ours, theirs = socket.socketpair()
+                ours.settimeout(0.0)
+                with theirs:
+                    theirs.sendall(startup({"user": "ann"}))
+                tasks.create_task(read_one(ours))
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(counter)) as runner:
+        runner.run(scenario())
+    assert len(read_in) == 100
+    assert max(Counter(read_in).values()) == 4
