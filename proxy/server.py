@@ -30,9 +30,11 @@ from proxy.pool.tenancy import Defaults, Tenancy
 from proxy.routing.cache import CacheLimits
 from proxy.routing.names import NameRules, name_rules
 from proxy.routing.resolver import Resolver, ResolverConfig, RouteUpdate
+from proxy.routing.snapshot import Sealer, SnapshotFile, SnapshotKeeper
+from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterTable
 from proxy.settings import Settings, SettingsError
-from registry.contract import RegistryReader, RegistryUnavailable, TenantState
+from registry.contract import RegistryReader, RegistryUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +49,19 @@ CLOSE_WAIT: Final = 1.0
 class Node:
     """One node: everything between the listening socket and the servers.
 
-    `start`, then `stop`; both in the loop that `selector` belongs to.  `reader` is the registry.
+    `start`, then `stop`; both in the loop that `selector` belongs to.  `reader` is the registry; `sealer` seals the
+    snapshot of routes on disk; without `admin_token` nobody may reload over HTTP.
     """
 
-    def __init__(self, settings: Settings, selector: RelaySelector, reader: RegistryReader) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        selector: RelaySelector,
+        reader: RegistryReader,
+        *,
+        sealer: Sealer,
+        admin_token: str | None = None,
+    ) -> None:
         pool = settings.pool
         self.settings = settings
         self.clock: Callable[[], float] = time.monotonic
@@ -65,6 +76,7 @@ class Node:
             self.ledger,
             self.hub.driver,
             defaults_of(settings),
+            is_served=lambda route: state_failure(route) is None,
             watch=self.resolver.watch,
             unwatch=self._forget_tenant,
         )
@@ -97,6 +109,9 @@ class Node:
             accepts_per_turn=settings.listen.accepts_per_turn,
             max_logins=settings.listen.max_logins,
         )
+        self.admin_token = admin_token
+        path = settings.routing.snapshot
+        self.keeper = None if path is None else SnapshotKeeper(self.resolver, SnapshotFile(path, sealer))
         self.grace_over = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_cold_sweep = self.clock()
@@ -111,6 +126,9 @@ class Node:
     async def start(self) -> None:
         """Begin to serve; raises ListenError when the port cannot be had."""
         self.mailroom.open()
+        if self.keeper is not None:
+            await self.keeper.restore()
+            self.spawn(self.keeper.run())
         self.spawn(self.resolver.follow())
         self.spawn(run_janitor(self._sweep, self.clock))
         self.listener.start()
@@ -144,6 +162,8 @@ class Node:
         await self._close_backends()
         await self.door.close()
         await self._cancel_tasks()
+        if self.keeper is not None:
+            await self.keeper.save()
         self.mailroom.close()
         await self.resolver.close()
 
@@ -162,9 +182,9 @@ class Node:
         """Follow a change of a tenant's route; clients of a tenant that is not served any more are told so."""
         now = self.hub.selector.now
         self.tenancy.apply_route(update.tenant_id, update.new, now)
-        state = update.new.state if update.new is not None else None
+        state = "removed" if update.new is None else update.new.state
         log.info("route changed", tenant=slug_of(update), state=state)
-        if state is not TenantState.READY:
+        if update.new is None or state_failure(update.new) is not None:
             for client in list(self.door.clients.values()):
                 if client.pool.tenant.tenant_id == update.tenant_id and is_between(client):
                     self.hub.terminate(client, held_back(client.pool))

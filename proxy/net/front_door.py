@@ -22,7 +22,6 @@ from proxy.errors import (
     QUERY_CANCELED,
     TENANT_TOO_MANY_CLIENTS,
     TOO_MANY_CLIENTS,
-    USER_MISSING,
     Failure,
 )
 from proxy.net.client_handshake import (
@@ -48,12 +47,12 @@ from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
 from proxy.pool.pool import NEVER
 from proxy.pool.tenancy import Tenancy
 from proxy.routing.lookups import SingleFlight
-from proxy.routing.names import Selectors
+from proxy.routing.names import selectors_from_startup
 from proxy.routing.resolver import Resolution, Resolver
+from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterSet, ParameterTable
 from proxy.session.replies import PIN_SESSION
-from proxy.wire import ProtocolError, StartupOptionError
-from proxy.wire.options import parse_startup_options
+from proxy.wire import ProtocolError
 from proxy.wire.reports import ErrorResponse
 
 log = structlog.get_logger(__name__)
@@ -142,8 +141,6 @@ class FrontDoor:
             await self._refuse(io, address, Failure(LOGIN_TIMEOUT, seconds=self._settings.login_timeout))
         except Failure as failure:
             await self._refuse(io, address, failure)
-        except StartupOptionError as error:
-            await self._refuse(io, address, Failure(INVALID_OPTIONS, reason=error))
         except ProtocolError as error:
             await self._refuse(io, address, Failure(PROTOCOL_VIOLATION, reason=error))
         except SettingsRefused as refusal:
@@ -190,11 +187,9 @@ class FrontDoor:
             raise Failure(NODE_STOPPING)
         if len(self.clients) >= self._settings.max_clients:
             raise Failure(TOO_MANY_CLIENTS, limit=self._settings.max_clients)
-        if not startup.user:
-            raise Failure(USER_MISSING)
-        pairs = parse_startup_options(startup.options or "", bare=frozenset({"tenant"})) + tuple(startup.settings)
-        resolution = await self._resolver.resolve(Selectors(startup.user, startup.database, tuple(pairs), greeting.sni))
-        final = await authenticate(io, startup.user, resolution, self._settings.auth, tls=greeting.tls)
+        selectors = selectors_from_startup(startup, greeting.sni, self._resolver.rules)
+        resolution = await self._resolver.resolve(selectors)
+        final = await authenticate(io, selectors.user, resolution, self._settings.auth, tls=greeting.tls)
         if resolution.failure is not None:
             raise resolution.failure
         await self._admit(io, greeting, resolution, address, started, final)
@@ -245,8 +240,14 @@ class FrontDoor:
         )
 
     def _pool_of(self, resolution: Resolution) -> PoolLedger:
-        route, role = resolution.route, resolution.role
-        assert route is not None
+        assert resolution.route is not None
+        # The route may have changed while the client proved who it is.
+        route = self._resolver.current(resolution.route.tenant_id) or resolution.route
+        failure = state_failure(route)
+        if failure is not None:
+            raise failure
+        own = resolution.login.role if resolution.login is not None else None
+        role = own or route.role
         if role is None or route.server is None or route.database_name is None:
             raise Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, without a database or a role")
         pool = self._tenancy.pool_for(route, role, self._hub.selector.now)

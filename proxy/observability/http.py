@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -189,7 +189,7 @@ async def _read_request(reader: asyncio.StreamReader) -> _Request:
 async def _answer(
     writer: asyncio.StreamWriter,
     status: int,
-    content: dict[str, object],
+    content: Mapping[str, object],
     *,
     body: bool = True,
     extra: tuple[tuple[str, str], ...] = (),

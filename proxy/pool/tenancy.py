@@ -13,7 +13,7 @@ from typing import TypeVar
 from proxy.pool.counters import Counters
 from proxy.pool.ledger import FLAG_HELD_BACK, FLAG_MODE, NodeLedger, PoolLedger, ServerLedger, TenantLedger, repoint
 from proxy.pool.pool import PoolDriver
-from registry.contract import Credentials, PoolMode, ResetPolicy, Route, ServerInfo, TenantState
+from registry.contract import Credentials, PoolMode, ResetPolicy, Route, ServerInfo
 
 Number = TypeVar("Number", int, float)
 
@@ -54,7 +54,7 @@ class Target:
 class Tenancy:
     """The tenants that this node serves at present.
 
-    `counters` outlive the ledgers of cold tenants, so that a counter shown to the outside never goes back.  `watch`
+    `is_served` says whether clients of a route may be served now.  `counters` outlive the ledgers of cold tenants, so that a counter shown to the outside never goes back.  `watch`
     is called with the route of each tenant that appears, `unwatch` with the id of each that goes.
     """
 
@@ -64,12 +64,14 @@ class Tenancy:
         driver: PoolDriver,
         defaults: Defaults,
         *,
+        is_served: Callable[[Route], bool],
         watch: Callable[[Route], None],
         unwatch: Callable[[int], None],
     ) -> None:
         self.node = node
         self.driver = driver
         self.defaults = defaults
+        self._is_served = is_served
         self._watch = watch
         self._unwatch = unwatch
         self.counters: dict[int, Counters] = {}
@@ -97,7 +99,7 @@ class Tenancy:
             self.node.pools[key] = pool
             tenant.pools.append(pool)
             self._point(pool, route, role)
-            self.node.refresh_flags()
+            self.node.refresh_flags(tenant)
         pool.last_used = now
         if is_new:
             self._watch(route)
@@ -142,8 +144,7 @@ class Tenancy:
     def _follow(self, pool: PoolLedger, route: Route | None, now: float) -> None:
         target = pool.target
         assert isinstance(target, Target)
-        served = route is not None and route.state is TenantState.READY and route.server is not None
-        if route is not None and served:
+        if route is not None and self._is_served(route):
             # A pool of another role than the route's own keeps its credentials; its logins bring new ones.
             own = route.role is not None and route.role.user == pool.role
             role = route.role if own and route.role is not None else target.credentials

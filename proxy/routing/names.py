@@ -201,7 +201,8 @@ def selectors_from_startup(startup: StartupMessage, sni: str | None, rules: Name
     return Selectors(
         user=startup.user,
         database=startup.get("database") or None,
-        options=startup.settings + options,
+        # PostgreSQL applies the packet's own settings after those in `options`.
+        options=options + startup.settings,
         sni=sni or None,
     )
 

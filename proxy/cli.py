@@ -1,0 +1,208 @@
+"""The command line: `pgtenant`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import registry.cli
+import structlog
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from proxy import server
+from proxy.demo import command as demo
+from proxy.net.listener import ListenError
+from proxy.net.relay_loop import RelaySelector
+from proxy.net.tls import TlsConfigError
+from proxy.observability.logs import configure_logs
+from proxy.routing.explain import Explanation
+from proxy.routing.names import Selectors
+from proxy.routing.resolver import Resolver
+from proxy.settings import Settings, SettingsError, admin_token, load_settings
+from proxy.version import build_info
+from proxy.wire import StartupOptionError
+from proxy.wire.options import parse_startup_options
+from registry import open_registry
+from registry.errors import RegistryError
+from registry.secrets import KeyRing
+
+log = structlog.get_logger(__name__)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", envvar="PGTENANT_CONFIG", help="Settings file; see configs/pgtenant.toml."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"{build_info()}\n")
+        raise typer.Exit
+
+
+def make_app() -> typer.Typer:
+    """Build the command line."""
+    app = typer.Typer(
+        name="pgtenant",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help="A PostgreSQL proxy that routes every connection to its tenant's own database, and pools behind it.",
+        epilog="Try it: [bold]pgtenant demo[/bold].  Every command has --help.",
+    )
+
+    @app.callback()
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        ] = False,
+    ) -> None:
+        del version
+
+    app.command()(serve)
+    config = typer.Typer(no_args_is_help=True, help="The settings of a node.")
+    config.command("check")(check)
+    app.add_typer(config, name="config")
+    route = typer.Typer(no_args_is_help=True, help="How connections find their tenant.")
+    route.command("explain")(explain)
+    app.add_typer(route, name="route")
+    registry.cli.register(app)
+    demo.register(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line; errors that a person can act on are printed without a traceback."""
+    console = Console(stderr=True)
+    try:
+        make_app()()
+    except (SettingsError, ListenError, TlsConfigError, RegistryError) as error:
+        console.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
+        if error.hint:
+            console.print(f"[bold]hint:[/bold] {escape(error.hint)}", highlight=False)
+        raise SystemExit(1) from None
+
+
+def serve(config: ConfigOption = None) -> None:
+    """Run a node: the proxy, and its HTTP endpoint for metrics and health.
+
+    It needs the registry's key ring in PGTENANT_ENCRYPTION_KEYS.  SIGTERM and Ctrl-C let transactions finish and
+    stop, SIGHUP reads the registry and the certificate again.
+    """
+    settings = load_settings(config)
+    configure_logs(style=settings.log.format, level=settings.log.level)
+    keys = KeyRing.from_env()
+    token = admin_token(settings)
+
+    async def run(selector: RelaySelector) -> None:
+        url = settings.registry.url.get_secret_value()
+        async with open_registry(url, keys, poll_interval=settings.registry.poll_interval) as opened:
+            node = server.Node(settings, selector, opened.reader, sealer=keys, admin_token=token)
+            await server.serve(node, on_ready=_announce)
+
+    server.run(run, settings)
+
+
+def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Check the settings file without starting anything, and show what differs from the defaults."""
+    settings = load_settings(config)
+    server.rules_of(settings)
+    server.client_tls(settings)
+    admin_token(settings)
+    changed = [
+        (f"{section}.{name}", value)
+        for section, values in settings.model_dump(mode="json").items()
+        for name, value in values.items()
+        if value != getattr(getattr(Settings(), section), name)
+        and value != Settings().model_dump(mode="json")[section][name]
+    ]
+    if as_json:
+        sys.stdout.write(json.dumps({"ok": True, "changed": dict(changed)}) + "\n")
+        return
+    console = Console()
+    if changed:
+        table = Table("setting", "value")
+        for name, value in changed:
+            table.add_row(name, escape(str(value)))
+        console.print(table)
+    console.print("The settings are fine." if changed else "The settings are fine; all are defaults.")
+
+
+def explain(
+    user: Annotated[str, typer.Option("--user", "-U", help="User name as the client sends it.")],
+    database: Annotated[str | None, typer.Option("--database", "-d", help="Database name, if any.")] = None,
+    options: Annotated[str, typer.Option(help='Startup options, for example "-c tenant=acme".')] = "",
+    sni: Annotated[str | None, typer.Option(help="Host name in the TLS handshake, if any.")] = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain step by step which tenant a connection would reach, and why.
+
+    pgtenant route explain --user app.acme --database shop
+    """
+    settings = load_settings(config)
+    rules = server.rules_of(settings)
+    try:
+        pairs = parse_startup_options(options, rules.option_names)
+    except StartupOptionError as error:
+        raise SettingsError(f"--options: {error}", 'Write them as "-c name=value -c name=value".') from None
+
+    async def ask() -> Explanation:
+        url = settings.registry.url.get_secret_value()
+        async with open_registry(url, KeyRing.from_env()) as opened:
+            resolver = Resolver(opened.reader, rules=rules, config=server.resolver_config(settings))
+            try:
+                return await resolver.explain(Selectors(user, database, pairs, sni))
+            finally:
+                await resolver.close()
+
+    found = asyncio.run(ask())
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_dict()) + "\n")
+    else:
+        _print_explanation(found)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _announce(node: server.Node) -> None:
+    info = build_info()
+    log.info(
+        "ready",
+        host=node.settings.listen.host,
+        port=node.listener.port,
+        http_port=node.http_port,
+        version=info.version,
+        relay=info.relay,
+    )
+
+
+def _print_explanation(found: Explanation) -> None:
+    console = Console()
+    table = Table("selector", "value", "says", "found", "note")
+    for step in found.steps:
+        mark = "[bold]" if step.decides else ""
+        cells = (step.selector, step.value, step.says, step.found, step.note)
+        table.add_row(*(mark + escape(cell if cell is not None else "-") for cell in cells))
+    console.print(table)
+    where = found.destination
+    if where is not None:
+        addresses = ", ".join(where.addresses)
+        console.print(f"tenant {where.tenant} ({where.state}), generation {where.generation}", highlight=False)
+        console.print(f"server {where.server} ({addresses}), database {where.database}", highlight=False)
+        console.print(f"role {where.role}, pool mode {where.pool_mode}", highlight=False)
+    console.print(f"login: {found.login or f'there is no login {found.user} here'}", highlight=False)
+    if found.problem is not None:
+        console.print(f"[bold red]refused[/bold red] ({found.problem.sqlstate}): {escape(found.problem.message)}")
+        if found.problem.hint:
+            console.print(f"[bold]hint:[/bold] {escape(found.problem.hint)}", highlight=False)
