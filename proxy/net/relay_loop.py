@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
 from typing import Any, Final
 
+from mypy_extensions import mypyc_attr
+
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
 EPOLLERR: Final = 0x008
@@ -35,6 +37,8 @@ MAX_EVENTS: Final = 512
 UNTIL_FOREVER: Final = 1e18
 
 
+# Tests have links of their own, uncompiled.
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Link:
     """A socket served inside `select()`.  The subclasses are in `links`."""
 

@@ -17,7 +17,6 @@ from typing import Final
 
 from proxy.pool.ledger import CLOSING as CLOSING_STATE
 from proxy.pool.ledger import (
-    CONNECTING,
     FLAG_DIRTY,
     FLAG_HELD_BACK,
     FLAG_OBSOLETE,
@@ -106,7 +105,7 @@ def plan_growth(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
     """A pool has waiters: OPEN a backend for them, CLOSE an idle one of another pool to make room, or NOTHING."""
     if pool.waiting > 0 and pool.idle:
         return Operation(GRANT, entry=pool.idle[-1], pool=pool, waiter=oldest_waiter(pool))
-    if pool.waiting <= pool.count(CONNECTING):
+    if pool.waiting <= pool.opening():
         return Operation(NOTHING)
     reason = why_not_open(node, pool, now)
     oldest = oldest_waiter(pool)
@@ -138,13 +137,13 @@ def plan_release(node: NodeLedger, entry: BackendEntry, now: float, foreign_wait
         return Operation(CLOSE, entry=entry, text="obsolete")
     if over_cap(node, entry):
         return Operation(CLOSE, entry=entry, text="a cap was lowered")
+    pool = entry.pool
+    if pool.flags & FLAG_HELD_BACK:
+        return Operation(CLOSE, entry=entry, text="its tenant is not served now")
     if entry.flags & FLAG_DIRTY:
         return Operation(RESET, entry=entry)
-    pool = entry.pool
     own = oldest_waiter(pool)
-    if pool.flags & FLAG_HELD_BACK:
-        own = None
-    foreign = _oldest_foreign_waiter(node, entry, now - foreign_wait)
+    foreign = _oldest_foreign_waiter(node, entry, now, foreign_wait)
     if foreign is not None and (own is None or foreign.since < own.since):
         return Operation(
             CLOSE,
@@ -209,8 +208,8 @@ def plan_upkeep(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
     return Operation(NOTHING)
 
 
-def _oldest_foreign_waiter(node: NodeLedger, entry: BackendEntry, before: float) -> Waiter | None:
-    """The oldest waiter of another pool that only this backend's slot can help, if it came before `before`."""
+def _oldest_foreign_waiter(node: NodeLedger, entry: BackendEntry, now: float, foreign_wait: float) -> Waiter | None:
+    """The oldest waiter of another pool that only this backend's slot can help, and that has waited long enough."""
     server = entry.server
     if len(node.waiting_pools) == 0 or (len(node.waiting_pools) == 1 and entry.pool.waiting):
         return None
@@ -218,24 +217,28 @@ def _oldest_foreign_waiter(node: NodeLedger, entry: BackendEntry, before: float)
     if server.held >= server.max_connections:
         for pool in server.waiting_pools:
             if pool is not entry.pool:
-                best = _older(best, pool, before, entry)
+                best = _older(best, pool, entry, now, foreign_wait)
     elif node.held >= node.max_backends:
         for pool in node.waiting_pools:
             if pool is not entry.pool:
-                best = _older(best, pool, before, entry)
+                best = _older(best, pool, entry, now, foreign_wait)
     tenant = entry.pool.tenant
     if len(tenant.pools) > 1 and tenant.held >= tenant.pool_size:
         for pool in tenant.pools:
             if pool is not entry.pool and pool.waiting:
-                best = _older(best, pool, before, entry)
+                best = _older(best, pool, entry, now, foreign_wait)
     return best
 
 
-def _older(best: Waiter | None, pool: PoolLedger, before: float, entry: BackendEntry) -> Waiter | None:
+def _older(
+    best: Waiter | None, pool: PoolLedger, entry: BackendEntry, now: float, foreign_wait: float
+) -> Waiter | None:
     waiter = oldest_waiter(pool)
-    if waiter is None or waiter.since > before or pool.flags & FLAG_HELD_BACK:
+    if waiter is None or waiter.since > now - foreign_wait or pool.flags & FLAG_HELD_BACK:
         return best
-    if pool.waiting <= pool.count(CONNECTING) + entry.server.closing:
+    if pool.backoff_until > now or pool.server.backoff_until > now:
+        return best
+    if pool.waiting <= pool.opening() + entry.server.closing:
         return best
     tenant = pool.tenant
     if tenant.held >= tenant.pool_size and tenant is not entry.pool.tenant:
@@ -251,7 +254,7 @@ def _idle_sibling(pool: PoolLedger) -> BackendEntry | None:
     closing = 0
     for sibling in pool.tenant.pools:
         closing += sibling.count(CLOSING_STATE)
-    if closing >= pool.waiting - pool.count(CONNECTING):
+    if closing >= pool.waiting - pool.opening():
         return None
     for sibling in pool.tenant.pools:
         if sibling is not pool and sibling.idle and not sibling.waiting:
@@ -264,13 +267,13 @@ def _idle_sibling(pool: PoolLedger) -> BackendEntry | None:
 def _idle_on_server(pool: PoolLedger) -> BackendEntry | None:
     """The longest idle backend of another pool on this server, unless enough are closing already."""
     server = pool.server
-    if server.closing >= pool.waiting - pool.count(CONNECTING):
+    if server.closing >= pool.waiting - pool.opening():
         return None
     return _longest_idle(list(server.entries), pool)
 
 
 def _idle_on_node(node: NodeLedger, pool: PoolLedger) -> BackendEntry | None:
-    if node.closing >= pool.waiting - pool.count(CONNECTING):
+    if node.closing >= pool.waiting - pool.opening():
         return None
     best: BackendEntry | None = None
     for server in node.servers.values():

@@ -42,6 +42,8 @@ STATE_NAMES: Final = (
 FLAG_OBSOLETE: Final = 1
 FLAG_DIRTY: Final = 2
 FLAG_CANCELLING: Final = 4
+FLAG_STALE: Final = 8
+"""Its route had changed before it was open (`PoolLedger.stale` counts these)."""
 
 # Why a pool's moves must be asked of the planner (`PoolLedger.flags`, and `ServerLedger.flags`).
 FLAG_WAITERS: Final = 1
@@ -51,6 +53,8 @@ FLAG_MODE: Final = 4
 """The pool's mode or reset policy asks for more than pushing a backend back."""
 FLAG_SIBLING_WAITS: Final = 8
 """Another pool of the same tenant, or another server's pool at the node's cap, waits for a slot."""
+FLAG_OVER_CAP: Final = 16
+"""More is held than a cap allows that was lowered since."""
 
 # What a waiter is waiting for; the first is no reason at all.
 WAIT_NONE: Final = 0
@@ -87,21 +91,20 @@ class NodeLedger:
         self.pools: dict[tuple[int, str], PoolLedger] = {}
         self.waiting_pools: dict[PoolLedger, None] = {}
 
-    def refresh_flags(self) -> None:
-        """Tell every pool whether another one waits for what only this pool's release can give.
+    def refresh_flags(self, tenant: TenantLedger | None = None) -> None:
+        """Tell every server's pools, and those of `tenant`, whether another one waits for what their release can give.
 
-        Called when the set of waiting pools changes, which is rare beside acquire and release.
+        Called when the set of waiting pools changes, with the tenant whose pool it was.
         """
         node_full = self.held >= self.max_backends
         for server in self.servers.values():
             server.flags = FLAG_WAITERS if server.waiting_pools else 0
             if node_full and self.waiting_pools:
                 server.flags |= FLAG_SIBLING_WAITS
-        for tenant in self.tenants.values():
-            if len(tenant.pools) > 1:
-                waits = any(pool.waiting for pool in tenant.pools)
-                for pool in tenant.pools:
-                    pool.flags = (pool.flags | FLAG_SIBLING_WAITS) if waits else (pool.flags & ~FLAG_SIBLING_WAITS)
+        if tenant is not None and len(tenant.pools) > 1:
+            waits = any(pool.waiting for pool in tenant.pools)
+            for pool in tenant.pools:
+                pool.flags = (pool.flags | FLAG_SIBLING_WAITS) if waits else (pool.flags & ~FLAG_SIBLING_WAITS)
 
 
 class ServerLedger:
@@ -156,6 +159,7 @@ class PoolLedger:
         self.idle: list[BackendEntry] = []
         self.held = 0
         self.slow_counts: list[int] = [0] * 7
+        self.stale = 0
         self.first_waiter: Waiter | None = None
         self.last_waiter: Waiter | None = None
         self.waiting = 0
@@ -179,7 +183,11 @@ class PoolLedger:
 
     def useful(self) -> int:
         """Backends that may still come back to a waiter of this pool."""
-        return self.held - self.slow_counts[CLOSING] - self.slow_counts[LINGERING]
+        return self.held - self.slow_counts[CLOSING] - self.slow_counts[LINGERING] - self.stale
+
+    def opening(self) -> int:
+        """Backends being opened that will serve a waiter of this pool."""
+        return self.slow_counts[CONNECTING] - self.stale
 
 
 class BackendEntry:
@@ -253,6 +261,9 @@ def move(node: NodeLedger, entry: BackendEntry, state: int, now: float) -> None:
             pool.idle.remove(entry)
     elif old == CONNECTING:
         server.connecting -= 1
+        if entry.flags & FLAG_STALE:
+            entry.flags &= ~FLAG_STALE
+            pool.stale -= 1
     elif old == CLOSING:
         server.closing -= 1
         node.closing -= 1
@@ -291,7 +302,7 @@ def enqueue(node: NodeLedger, waiter: Waiter, reason: int) -> None:
         pool.flags |= FLAG_WAITERS
         pool.server.waiting_pools[pool] = None
         node.waiting_pools[pool] = None
-        node.refresh_flags()
+        node.refresh_flags(pool.tenant)
 
 
 def dequeue(node: NodeLedger, waiter: Waiter, state: int) -> None:
@@ -316,7 +327,7 @@ def dequeue(node: NodeLedger, waiter: Waiter, state: int) -> None:
         pool.flags &= ~FLAG_WAITERS
         pool.server.waiting_pools.pop(pool, None)
         node.waiting_pools.pop(pool, None)
-        node.refresh_flags()
+        node.refresh_flags(pool.tenant)
 
 
 def waiters_of(pool: PoolLedger) -> list[Waiter]:
@@ -366,15 +377,22 @@ def check_invariants(node: NodeLedger) -> list[str]:
         if tenant.waiting != sum(pool.waiting for pool in tenant.pools):
             wrong.append(f"tenant {tenant.slug} miscounts its waiters")
         for pool in tenant.pools:
-            wrong.extend(_check_pool(pool))
+            wrong.extend(_check_pool(node, pool))
     return wrong
 
 
-def _check_pool(pool: PoolLedger) -> list[str]:
+def _is_stale(entry: BackendEntry, pool: PoolLedger) -> bool:
+    return entry.pool is pool and entry.state == CONNECTING and entry.flags & FLAG_STALE != 0
+
+
+def _check_pool(node: NodeLedger, pool: PoolLedger) -> list[str]:
     name = f"pool {pool.tenant.slug}/{pool.role}"
     wrong: list[str] = []
     if pool.count(ACTIVE) < 0 or min(pool.slow_counts) < 0:
         wrong.append(f"{name} has a negative count")
+    stale = sum(1 for server in node.servers.values() for entry in server.entries if _is_stale(entry, pool))
+    if pool.stale != stale:
+        wrong.append(f"{name} counts {pool.stale} stale, has {stale}")
     if any(entry.state != IDLE for entry in pool.idle):
         wrong.append(f"{name} stacks a backend that is not idle")
     live = len(waiters_of(pool))

@@ -35,10 +35,13 @@ from proxy.pool.ledger import (
     ACTIVE,
     CANCELLING,
     CLOSING,
+    CONNECTING,
     FLAG_CANCELLING,
     FLAG_DIRTY,
     FLAG_HELD_BACK,
     FLAG_OBSOLETE,
+    FLAG_OVER_CAP,
+    FLAG_STALE,
     GONE,
     GRANTED,
     IDLE,
@@ -54,6 +57,7 @@ from proxy.pool.ledger import (
     enqueue,
     move,
     open_entry,
+    waiters_of,
 )
 
 NEVER: Final = 1e18
@@ -153,20 +157,23 @@ class PoolDriver:
         Waiters of a pool that has no backend left are refused at once: they would only find out later.
         """
         pool, server = entry.pool, entry.server
+        stale = entry.flags & FLAG_OBSOLETE != 0
         move(self.node, entry, GONE, now)
         server.connect_failures += 1
         server.last_error = text
-        pool.last_error = text
+        if not stale:
+            pool.last_error = text
         if whole_server:
             server.failures += 1
             server.backoff_until = max(server.backoff_until, retry_at)
-        else:
+        elif not stale:
             pool.failures += 1
             pool.backoff_until = max(pool.backoff_until, retry_at)
-        for waiting in list(server.waiting_pools) if whole_server else [pool]:
-            if waiting.useful() == 0:
-                self.refuse_waiters(waiting, REFUSED_SERVER_DOWN)
-        self._grow_server(server, now)
+        if whole_server or not stale:
+            for waiting in list(server.waiting_pools) if whole_server else [pool]:
+                if waiting.useful() == 0:
+                    self.refuse_waiters(waiting, REFUSED_SERVER_DOWN)
+        self._slot_freed(entry, now)
 
     def close(self, entry: BackendEntry, reason: str, now: float) -> None:
         """Close a backend, whatever it is doing; its slot stays taken until the server has closed as well."""
@@ -180,13 +187,8 @@ class PoolDriver:
         """Note that the server has closed the connection: the slot is free."""
         if entry.state == GONE:
             return
-        server = entry.server
         move(self.node, entry, GONE, now)
-        self._grow_server(server, now)
-        if len(entry.pool.tenant.pools) > 1 or self.node.held + 1 >= self.node.max_backends:
-            self.grow_all(now)
-        elif entry.pool.waiting:
-            self.grow(entry.pool, now)
+        self._slot_freed(entry, now)
 
     def reset_done(self, entry: BackendEntry, now: float) -> None:
         """Note that DISCARD ALL has succeeded."""
@@ -215,6 +217,9 @@ class PoolDriver:
                     entry.flags |= FLAG_OBSOLETE
                     if entry.state == IDLE:
                         self.close(entry, "its route has changed", now)
+                    elif entry.state == CONNECTING and not entry.flags & FLAG_STALE:
+                        entry.flags |= FLAG_STALE
+                        pool.stale += 1
         self.grow(pool, now)
 
     def hold_back(self, pool: PoolLedger, now: float) -> None:
@@ -230,12 +235,11 @@ class PoolDriver:
         self.grow(pool, now)
 
     def refuse_waiters(self, pool: PoolLedger, reason: int) -> None:
-        """Refuse everybody who waits in one pool."""
-        waiter = pool.first_waiter
-        while waiter is not None:
-            dequeue(self.node, waiter, ABANDONED)
-            self.effects.refuse(waiter, reason)
-            waiter = pool.first_waiter
+        """Refuse everybody who waits in one pool now; who is refused may ask again at once."""
+        for waiter in waiters_of(pool):
+            if waiter.state == WAITING:
+                dequeue(self.node, waiter, ABANDONED)
+                self.effects.refuse(waiter, reason)
 
     def grow(self, pool: PoolLedger, now: float) -> None:
         """Open backends for a pool's waiters, or make room for them, as far as the caps allow."""
@@ -260,6 +264,7 @@ class PoolDriver:
                 self.effects.refuse(operation.waiter, operation.reason)
                 operation = plan_timeouts(pool, now)
         for pool in list(self.node.pools.values()):
+            self._flag_over_cap(pool)
             if pool.idle or pool.min_size:
                 operation = plan_upkeep(self.node, pool, now)
                 while operation.kind != NOTHING:
@@ -272,6 +277,15 @@ class PoolDriver:
                 elif entry.state == ACTIVE and entry.expires_at and entry.expires_at <= now:
                     entry.flags |= FLAG_OBSOLETE
         self.grow_all(now)
+
+    def _flag_over_cap(self, pool: PoolLedger) -> None:
+        """Keep the relay from parking backends by itself where there are too many of them."""
+        over = (
+            pool.tenant.held > pool.tenant.pool_size
+            or pool.server.held > pool.server.max_connections
+            or self.node.held > self.node.max_backends
+        )
+        pool.flags = (pool.flags | FLAG_OVER_CAP) if over else (pool.flags & ~FLAG_OVER_CAP)
 
     def _carry_out(self, operation: Operation, now: float) -> None:
         if operation.kind == OPEN:
@@ -326,6 +340,14 @@ class PoolDriver:
     def _release_deferred(self, now: float) -> None:
         while self._deferred and not self._granting:
             self._release(self._deferred.pop(), now, self.foreign_wait)
+
+    def _slot_freed(self, entry: BackendEntry, now: float) -> None:
+        """Let whoever waits for it have the slot of a backend that is gone."""
+        self._grow_server(entry.server, now)
+        if len(entry.pool.tenant.pools) > 1 or self.node.held + 1 >= self.node.max_backends:
+            self.grow_all(now)
+        elif entry.pool.waiting:
+            self.grow(entry.pool, now)
 
     def _grow_server(self, server: ServerLedger, now: float) -> None:
         if server.waiting_pools:
