@@ -1,0 +1,109 @@
+"""Rules for names and addresses.
+
+Source of the lengths: PostgreSQL documentation, "Identifiers and Key Words" (63 bytes).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from registry.contract import Address
+from registry.errors import Invalid
+
+MAX_IDENTIFIER_BYTES: Final = 63
+MAX_ALIASES: Final = 32
+MAX_HOSTS: Final = 16
+MAX_HOST_CHARS: Final = 255
+DEFAULT_PORT: Final = 5432
+
+RESERVED: Final = frozenset({"pgtenant", "postgres", "template0", "template1"})
+"""Names that are no tenant's: the console's database and those that every server has."""
+
+_SLUG: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?", re.ASCII)
+_ALIAS: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}", re.ASCII)
+_HOST: Final = re.compile(r"[A-Za-z0-9_.%:-]+|/[^\s,\0]*", re.ASCII)
+
+
+def check_slug(slug: str) -> str:
+    """Return a slug that is one; raises Invalid."""
+    if _SLUG.fullmatch(slug) is None:
+        raise Invalid(
+            "slug",
+            f"{slug!r} is no slug",
+            "1 to 63 lower-case letters, digits, '-' and '_', with a letter or digit at both ends",
+        )
+    if slug in RESERVED:
+        raise Invalid("slug", f"{slug!r} is reserved", "choose another slug")
+    return slug
+
+
+def check_aliases(aliases: Iterable[str], slug: str) -> tuple[str, ...]:
+    """Return the aliases of a tenant, sorted; raises Invalid."""
+    names = tuple(sorted(aliases))
+    for name in names:
+        if _ALIAS.fullmatch(name) is None:
+            raise Invalid("aliases", f"{name!r} is no alias", "1 to 63 letters, digits, '_', '-' and '.'")
+        if name in RESERVED:
+            raise Invalid("aliases", f"{name!r} is reserved", "choose another alias")
+        if name == slug:
+            raise Invalid("aliases", f"{name!r} is the tenant's slug already", "leave the alias out")
+    if len(set(names)) != len(names):
+        raise Invalid("aliases", "an alias stands there twice", "leave one out")
+    if len(names) > MAX_ALIASES:
+        raise Invalid("aliases", f"a tenant has at most {MAX_ALIASES} aliases")
+    return names
+
+
+def check_server_name(name: str) -> str:
+    """Return the name of a server; raises Invalid."""
+    if _SLUG.fullmatch(name) is None:
+        raise Invalid(
+            "name",
+            f"{name!r} cannot be a server's name",
+            "1 to 63 lower-case letters, digits, '-' and '_', with a letter or digit at both ends",
+        )
+    return name
+
+
+def check_identifier(field: str, name: str) -> str:
+    """Return the name of a database, role or user as PostgreSQL takes it; raises Invalid."""
+    if not name or "\0" in name or len(name.encode("utf-8", "surrogateescape")) > MAX_IDENTIFIER_BYTES:
+        raise Invalid(field, f"{name!r} cannot be a {field.replace('_', ' ')}", "PostgreSQL allows 1 to 63 bytes")
+    return name
+
+
+def check_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    """Return a server's addresses in their order; raises Invalid."""
+    found = tuple(addresses)
+    if not found:
+        raise Invalid("hosts", "a server needs a host", "for example 10.0.0.5 or db.example.com:5433")
+    if len(found) > MAX_HOSTS:
+        raise Invalid("hosts", f"a server has at most {MAX_HOSTS} hosts")
+    for address in found:
+        if len(address.host) > MAX_HOST_CHARS or _HOST.fullmatch(address.host) is None:
+            raise Invalid("hosts", f"{address.host!r} is no host", "a name, an IP address or a socket's directory")
+        if not 1 <= address.port <= 65535:
+            raise Invalid("hosts", f"{address.port} is no port", "1 to 65535")
+    if len(set(found)) != len(found):
+        raise Invalid("hosts", "a host stands there twice", "leave one out")
+    return found
+
+
+def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
+    """Read `host`, `host:port`, `[::1]:port`, `::1` or `/directory[:port]`; raises Invalid."""
+    bracketed = re.fullmatch(r"\[([^\]]+)\](?::([0-9]{1,5}))?", text)
+    plain = re.fullmatch(r"(/[^:]*|[^:]+)(?::([0-9]{1,5}))?", text)
+    match = bracketed or plain
+    if match is not None:
+        return check_addresses([Address(match[1], int(match[2] or default_port))])[0]
+    if text.count(":") > 1:
+        return check_addresses([Address(text, default_port)])[0]
+    raise Invalid("hosts", f"{text!r} is no address", "host, host:port or [IPv6]:port")
+
+
+def format_address(address: Address) -> str:
+    """Write an address as `parse_address` reads it, always with its port."""
+    host = f"[{address.host}]" if ":" in address.host and not address.host.startswith("/") else address.host
+    return f"{host}:{address.port}"

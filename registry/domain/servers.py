@@ -1,0 +1,96 @@
+"""What a change makes of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from registry.contract import TlsMode
+from registry.domain.models import KEEP, Server, ServerChange, chosen
+from registry.domain.names import check_addresses, check_identifier, check_server_name
+from registry.errors import Conflict, Invalid
+
+MAX_CONNECTIONS: Final = 262_143
+"""The most that PostgreSQL accepts as max_connections."""
+
+MAX_CA_CHARS: Final = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOutcome:
+    """The server after the change, and what that makes obsolete.
+
+    `moved`: all backends on it; `role_changed`: those that logged in with its default role.
+    """
+
+    server: Server
+    moved: bool
+    role_changed: bool
+
+
+def change_server(before: Server, change: ServerChange, *, role_password_changed: bool) -> ServerOutcome:
+    """Apply a change; raises Invalid."""
+    after = replace(
+        before,
+        name=check_server_name(before.name),
+        addresses=check_addresses(chosen(change.addresses, before.addresses)),
+        tls_mode=chosen(change.tls_mode, before.tls_mode),
+        tls_ca=_check_ca(chosen(change.tls_ca, before.tls_ca)),
+        admin_user=_check_user("admin_user", chosen(change.admin_user, before.admin_user)),
+        role_user=_check_user("role", chosen(change.role_user, before.role_user)),
+        max_connections=chosen(change.max_connections, before.max_connections),
+        reserve=chosen(change.reserve, before.reserve),
+        draining=chosen(change.draining, before.draining),
+        health=chosen(change.health, before.health),
+        has_admin_password=before.has_admin_password
+        if change.admin_password is KEEP
+        else change.admin_password is not None,
+        has_role_password=before.has_role_password
+        if change.role_password is KEEP
+        else change.role_password is not None,
+    )
+    if after.has_admin_password and after.admin_user is None:
+        raise Invalid(
+            "admin_user", "an admin password without an admin user", "name the user, or take the password away"
+        )
+    if after.has_role_password and after.role_user is None:
+        raise Invalid("role", "a role's password without a role", "name the role, or take the password away")
+    _check_capacity(after)
+    moved = (before.addresses, before.tls_mode) != (after.addresses, after.tls_mode)
+    return ServerOutcome(after, moved, role_password_changed or before.role_user != after.role_user)
+
+
+def check_removal(server: Server, tenants: int) -> None:
+    """Refuse to remove a server that has tenants; raises Conflict."""
+    if tenants:
+        raise Conflict(
+            f"server {server.name!r} has {tenants} tenant{'' if tenants == 1 else 's'}",
+            f"`pgtenant tenant list --server {server.name}` shows them; point them elsewhere or remove them first",
+        )
+
+
+def _check_user(field: str, user: str | None) -> str | None:
+    return None if user is None else check_identifier(field, user)
+
+
+def _check_ca(pem: str | None) -> str | None:
+    if pem is None:
+        return None
+    if len(pem) > MAX_CA_CHARS or "-----BEGIN CERTIFICATE-----" not in pem or "PRIVATE KEY" in pem:
+        raise Invalid("tls_ca", "this is no file of CA certificates", "PEM text with -----BEGIN CERTIFICATE-----")
+    return pem
+
+
+def _check_capacity(server: Server) -> None:
+    if not 1 <= server.max_connections <= MAX_CONNECTIONS:
+        raise Invalid(
+            "max_connections", f"max_connections is {server.max_connections}", f"it must be 1 to {MAX_CONNECTIONS:,}"
+        )
+    if not 0 <= server.reserve < server.max_connections:
+        raise Invalid(
+            "reserve",
+            f"a reserve of {server.reserve} leaves nothing of {server.max_connections} connections",
+            "the reserve must be at least 0 and less than max_connections",
+        )
+    if server.tls_ca is not None and server.tls_mode is TlsMode.DISABLE:
+        raise Invalid("tls_ca", "a CA without TLS", "choose a TLS mode such as verify-full, or leave the CA out")

@@ -1,0 +1,1 @@
+"""The operations of administrators, each within a transaction that the caller began."""

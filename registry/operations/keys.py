@@ -1,0 +1,85 @@
+"""The registry's own secret, and the change of the encryption key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from registry.operations.logins import md5_context
+from registry.secrets import KeyRing, Vault
+from registry.store.database import Database
+from registry.store.rows import secret_context
+from registry.store.tables import login_md5, logins, registry_secrets, servers, tenants
+from registry.store.transaction import Transaction, changing
+
+MOCK_SECRET: Final = "mock_secret"
+MOCK_SECRET_SIZE: Final = 32
+MOCK_CONTEXT: Final = f"registry_secrets/{MOCK_SECRET}"
+
+_STORED: Final = sa.select(registry_secrets.c.value).where(registry_secrets.c.name == MOCK_SECRET)
+
+SEALED_COLUMNS: Final = (
+    (servers, "admin_password"),
+    (servers, "role_password"),
+    (tenants, "role_password"),
+    (logins, "role_password"),
+)
+
+
+async def mock_secret(database: Database, vault: Vault, *, random: Callable[[int], bytes] = os.urandom) -> bytes:
+    """The secret behind the salts of unknown users, made where it is missing; raises SecretError."""
+    found = _opened(vault, await database.fetch(_STORED))
+    if found is not None:
+        return found
+    async with changing(database, vault) as tx:
+        found = _opened(vault, (await tx.connection.execute(_STORED)).all())
+        if found is not None:
+            return found
+        secret = random(MOCK_SECRET_SIZE)
+        sealed = vault.ring.seal(secret, MOCK_CONTEXT)
+        await tx.connection.execute(sa.insert(registry_secrets).values(name=MOCK_SECRET, value=sealed))
+        return secret
+
+
+async def reseal_all(tx: Transaction) -> tuple[int, int]:
+    """Seal with the first key what is sealed with another; returns how many were, and how many secrets there are.
+
+    Nothing that nodes see changes, so there is no new version.  Raises SecretError, naming the secret, where one
+    cannot be opened.
+    """
+    ring, done, total = tx.vault.ring, 0, 0
+    for table, column in SEALED_COLUMNS:
+        sealed = sa.select(table.c.id, table.c[column]).where(table.c[column].is_not(None))
+        for row_id, value in (await tx.connection.execute(sealed)).all():
+            total += 1
+            fresh = _reseal(ring, value, secret_context(table.name, row_id, column))
+            if fresh is not None:
+                done += 1
+                await tx.connection.execute(sa.update(table).where(table.c.id == row_id).values({column: fresh}))
+    for row in (await tx.connection.execute(sa.select(login_md5))).all():
+        total += 1
+        fresh = _reseal(ring, row.hash, md5_context(row.login_id, row.spelling))
+        if fresh is not None:
+            done += 1
+            this = sa.and_(login_md5.c.login_id == row.login_id, login_md5.c.spelling == row.spelling)
+            await tx.connection.execute(sa.update(login_md5).where(this).values(hash=fresh))
+    for row in (await tx.connection.execute(sa.select(registry_secrets))).all():
+        total += 1
+        fresh = _reseal(ring, row.value, f"registry_secrets/{row.name}")
+        if fresh is not None:
+            done += 1
+            this = registry_secrets.c.name == row.name
+            await tx.connection.execute(sa.update(registry_secrets).where(this).values(value=fresh))
+    return done, total
+
+
+def _reseal(ring: KeyRing, sealed: bytes, context: str) -> bytes | None:
+    opened = ring.open(sealed, context)
+    return None if ring.is_current(sealed) else ring.seal(opened, context)
+
+
+def _opened(vault: Vault, rows: Sequence[sa.Row[tuple[bytes]]]) -> bytes | None:
+    return vault.ring.open(rows[0].value, MOCK_CONTEXT) if rows else None

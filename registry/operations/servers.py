@@ -1,0 +1,117 @@
+"""Servers: find, put, remove."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from registry.contract import ChangeKind, Credentials
+from registry.domain.models import Server, ServerChange
+from registry.domain.servers import change_server, check_removal
+from registry.errors import Conflict, NotFound
+from registry.secrets import Vault
+from registry.store.rows import secret_context, server_of, server_values
+from registry.store.tables import servers, tenants
+from registry.store.transaction import Transaction
+
+TABLE = "servers"
+
+
+async def all_servers(connection: AsyncConnection) -> list[Server]:
+    """All servers by name."""
+    return [server_of(row) for row in await connection.execute(sa.select(servers).order_by(servers.c.name))]
+
+
+async def find_server(connection: AsyncConnection, name: str) -> Server | None:
+    """The server of this name."""
+    row = await _row(connection, name)
+    return None if row is None else server_of(row)
+
+
+async def get_server(connection: AsyncConnection, name: str) -> Server:
+    """The server of this name; raises NotFound."""
+    found = await find_server(connection, name)
+    if found is None:
+        raise _absent(name)
+    return found
+
+
+async def add_server(tx: Transaction, name: str, change: ServerChange) -> Server:
+    """Add a server; raises Conflict where there is one of that name."""
+    if await _row(tx.connection, name) is not None:
+        raise Conflict(f"there is a server {name!r} already", "choose another name, or change that one")
+    return await _write(tx, Server(0, name, ()), None, change)
+
+
+async def set_server(tx: Transaction, name: str, change: ServerChange) -> Server:
+    """Change a server; what stays the same makes no new version.  Raises NotFound, Invalid."""
+    row = await _row(tx.connection, name)
+    if row is None:
+        raise _absent(name)
+    return await _write(tx, server_of(row), row, change)
+
+
+async def remove_server(tx: Transaction, name: str) -> Server:
+    """Remove a server that no tenant is on; raises NotFound, Conflict."""
+    server = await get_server(tx.connection, name)
+    count = sa.select(sa.func.count()).where(tenants.c.server_id == server.server_id)
+    check_removal(server, (await tx.connection.execute(count)).scalar_one())
+    await tx.connection.execute(sa.delete(servers).where(servers.c.id == server.server_id))
+    tx.changed(ChangeKind.SERVER, server.server_id)
+    return server
+
+
+async def server_credentials(connection: AsyncConnection, vault: Vault, name: str) -> Credentials | None:
+    """With what administrators log in: the admin user, else the default role; raises NotFound, SecretError."""
+    row = await _row(connection, name)
+    if row is None:
+        raise _absent(name)
+    for user, column in ((row.admin_user, "admin_password"), (row.role_user, "role_password")):
+        if user is not None:
+            return Credentials(user, vault.open(getattr(row, column), secret_context(TABLE, row.id, column)))
+    return None
+
+
+async def _write(tx: Transaction, before: Server, row: Any, change: ServerChange) -> Server:
+    # A first pass without looking at secrets, so that nothing invalid is inserted.
+    outcome = change_server(before, change, role_password_changed=False)
+    if row is None:
+        inserted = sa.insert(servers).values(server_values(outcome.server)).returning(servers.c.id)
+        before = replace(outcome.server, server_id=(await tx.connection.execute(inserted)).scalar_one())
+    server_id = before.server_id
+    sealed = {"admin_password": None, "role_password": None} if row is None else row._mapping
+    admin, admin_changed = tx.reseal(
+        change.admin_password, sealed["admin_password"], secret_context(TABLE, server_id, "admin_password")
+    )
+    role, role_changed = tx.reseal(
+        change.role_password, sealed["role_password"], secret_context(TABLE, server_id, "role_password")
+    )
+    outcome = change_server(before, change, role_password_changed=role_changed)
+    after = outcome.server
+    if row is not None and after == before and not admin_changed and not role_changed:
+        return before
+    values = {**server_values(after), "admin_password": admin, "role_password": role}
+    await tx.connection.execute(sa.update(servers).where(servers.c.id == server_id).values(values))
+    if row is not None and (outcome.moved or outcome.role_changed):
+        await _outdate(tx, server_id, all_roles=outcome.moved)
+    tx.changed(ChangeKind.SERVER, server_id)
+    return after
+
+
+async def _outdate(tx: Transaction, server_id: int, *, all_roles: bool) -> None:
+    """Begin a new generation of the tenants here, or of those that use the server's default role."""
+    concerned = tenants.c.server_id == server_id
+    if not all_roles:
+        concerned = sa.and_(concerned, tenants.c.role_user.is_(None))
+    await tx.connection.execute(sa.update(tenants).where(concerned).values(generation=tenants.c.generation + 1))
+
+
+async def _row(connection: AsyncConnection, name: str) -> Any:
+    return (await connection.execute(sa.select(servers).where(servers.c.name == name))).one_or_none()
+
+
+def _absent(name: str) -> NotFound:
+    return NotFound(f"there is no server {name!r}", "`pgtenant server list` shows those there are")

@@ -1,0 +1,1 @@
+"""The registry's tables: one implementation for SQLite and PostgreSQL."""
