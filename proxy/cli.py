@@ -29,16 +29,14 @@ from proxy.version import build_info
 from proxy.wire import StartupOptionError
 from proxy.wire.options import parse_startup_options
 from registry import open_registry
-from registry.errors import RegistryError
-from registry.secrets import KeyRing
+from registry.errors import RegistryError, SecretError
+from registry.secrets import KEYS_VARIABLE, KeyRing
 
 log = structlog.get_logger(__name__)
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(
-        "--config", metavar="FILE", envvar="PGTENANT_CONFIG", help="Settings file; see configs/pgtenant.toml."
-    ),
+    typer.Option("--config", metavar="FILE", envvar="PGTENANT_CONFIG", help="Settings file, as configs/pgtenant.toml."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -100,7 +98,7 @@ def serve(config: ConfigOption = None) -> None:
     """
     settings = load_settings(config)
     configure_logs(style=settings.log.format, level=settings.log.level)
-    keys = KeyRing.from_env()
+    keys = _needed_keys()
     token = admin_token(settings)
 
     async def run(selector: RelaySelector) -> None:
@@ -159,7 +157,7 @@ def explain(
 
     async def ask() -> Explanation:
         url = settings.registry.url.get_secret_value()
-        async with open_registry(url, KeyRing.from_env()) as opened:
+        async with open_registry(url, KeyRing.from_environment()) as opened:
             resolver = Resolver(opened.reader, rules=rules, config=server.resolver_config(settings))
             try:
                 return await resolver.explain(Selectors(user, database, pairs, sni))
@@ -173,6 +171,17 @@ def explain(
         _print_explanation(found)
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _needed_keys() -> KeyRing:
+    """The key ring of the environment; without one a node could not open a single password."""
+    keys = KeyRing.from_environment()
+    if keys is None:
+        raise SecretError(
+            f"{KEYS_VARIABLE} is not set, and the registry's passwords cannot be opened without it",
+            f'export {KEYS_VARIABLE}="$(pgtenant secrets generate-key)", the same for every node and every command.',
+        )
+    return keys
 
 
 def _announce(node: server.Node) -> None:
