@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.waiting import wait_until
+
+from proxy.demo.ports import free_port, is_free
+
+DEMO = [sys.executable, "-m", "proxy", "demo"]
+SLUGS = ["acme", "globex", "initech", "umbrella"]
+
+
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """An environment whose temporary directory is the demo's alone; nothing may run or lie there afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="pgtenant-test-"))
+    directory.chmod(0o711)
+    yield {**os.environ, "TMPDIR": str(directory)}
+    wait_until(lambda: not processes_of(directory), what="the end of every process of the demo")
+    wait_until(lambda: not list(directory.iterdir()), what="the end of every file of the demo")
+    directory.rmdir()
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The command lines of processes that work in this directory or were told of it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(directory) in command:
+                found.append(command)
+    return found
+
+
+def run(environment: dict[str, str], command: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DEMO, *options, "--run", command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_command_reaches_every_tenants_own_database(environment: dict[str, str]) -> None:
+    query = 'psql -XAtc "select slug from shop"'
+    script = " && ".join(f'{query} "${slug.upper()}_URL"' for slug in SLUGS)
+    ran = run(environment, f"{script} && echo $PGTENANT_PORT $PGTENANT_HTTP_URL; exit 7")
+    assert ran.stderr == ""
+    *slugs, last = ran.stdout.splitlines()
+    assert slugs == SLUGS
+    port, url = last.split()
+    assert url.startswith("http://127.0.0.1:")
+    assert is_free(int(port))
+    assert ran.returncode == 7
+
+
+def test_command_finds_the_admin_token_and_the_environments_programs(environment: dict[str, str]) -> None:
+    ran = run(environment, 'test -n "$PGTENANT_ADMIN_TOKEN" && pgbench --version && command -v python')
+    assert ran.returncode == 0
+    version, python = ran.stdout.splitlines()
+    assert version.startswith("pgbench (PostgreSQL) 18")
+    assert Path(python).parent == Path(sys.executable).parent
+
+
+def test_command_line_tool_sees_the_demos_registry(environment: dict[str, str]) -> None:
+    ran = run(environment, "python -m proxy tenant list --json")
+    assert ran.returncode == 0, ran.stderr
+    assert all(f'"{slug}"' in ran.stdout for slug in SLUGS)
+
+
+def test_killed_command_gives_its_signals_status(environment: dict[str, str]) -> None:
+    assert run(environment, "kill -KILL $$").returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_command_and_all(environment: dict[str, str], number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [*DEMO, "--run", "echo begun; sleep 600 & sleep 600"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline() == "begun\n"
+        demo.send_signal(number)
+        assert demo.wait(60) == 128 + number
+
+
+def test_killed_demo_leaves_nothing(environment: dict[str, str]) -> None:
+    with subprocess.Popen(
+        [*DEMO, "--run", "echo begun; sleep 600"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline() == "begun\n"
+        demo.kill()
+        demo.wait()
+
+
+def test_printed_line_connects_and_ctrl_c_ends_it_all(environment: dict[str, str]) -> None:
+    port, http_port = free_port(), free_port()
+    with subprocess.Popen(
+        [*DEMO, "--port", str(port), "--http-port", str(http_port)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        lines: list[str] = []
+        while "Ctrl-C" not in (line := demo.stdout.readline()):
+            assert line, f"the demo ended: {lines}"
+            lines.append(line.strip())
+        urls = [line.split("'")[1] for line in lines if "psql" in line and "postgresql://" in line]
+        assert [url.rpartition("/")[2] for url in urls] == SLUGS
+        psql = next(line for line in lines if "acme" in line)
+        output = subprocess.check_output(
+            f"{psql} -XAtc 'select name from shop'", shell=True, env=environment, text=True
+        )
+        assert output == "Acme Corporation\n"
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0
+    assert is_free(port)
+    assert is_free(http_port)
+
+
+def test_taken_port_is_a_clear_message_before_anything_starts(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        port = taken.getsockname()[1]
+        ran = run(environment, "true", "--port", str(port))
+    assert ran.returncode == 1
+    assert f"port {port} on 127.0.0.1 is taken" in ran.stderr
+    assert "--port" in ran.stderr.partition("hint:")[2]
+
+
+def test_terminals_ctrl_c_reaches_the_command_which_has_the_terminal(environment: dict[str, str]) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [*DEMO, "--run", "read line; echo got $line; sleep 600"], environment)
+    os.write(terminal, b"typed\n")
+    shown = b""
+    while b"got typed" not in shown:
+        shown += os.read(terminal, 1000)
+    os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 1000):
+            pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
