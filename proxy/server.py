@@ -24,6 +24,7 @@ from proxy.net.relay_loop import RelaySelector
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
 from proxy.net.tls import ClientTls, ServerTlsContexts, TlsConfigError
+from proxy.observability.http import HttpEndpoint
 from proxy.pool.janitor import run_janitor
 from proxy.pool.ledger import NodeLedger
 from proxy.pool.tenancy import Defaults, Tenancy
@@ -112,10 +113,16 @@ class Node:
         self.admin_token = admin_token
         path = settings.routing.snapshot
         self.keeper = None if path is None else SnapshotKeeper(self.resolver, SnapshotFile(path, sealer))
+        self.http: HttpEndpoint | None = None
         self.grace_over = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_cold_sweep = self.clock()
         self.resolver.subscribe(self._on_route_update)
+
+    @property
+    def http_port(self) -> int | None:
+        """The port of the HTTP endpoint; None without one."""
+        return None if self.http is None else self.http.port
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run a coroutine as a task of this node's: it ends with the node, and its failure is logged."""
@@ -334,20 +341,23 @@ async def serve(node: Node, *, on_ready: Callable[[Node], None]) -> None:
     def stop() -> None:
         (hurry if stopping.is_set() else stopping).set()
 
-    await node.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, lambda: node.spawn(node.reload_and_log()))
-    on_ready(node)
-    await stopping.wait()
-    grace = node.settings.shutdown.grace
-    log.info("stopping", clients=len(node.door.clients), grace=grace)
-    stopped = asyncio.ensure_future(node.stop(grace))
-    hurried = asyncio.ensure_future(hurry.wait())
-    await asyncio.wait({stopped, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    hurried.cancel()
-    node.grace_over = True
-    await stopped
+    stopped: asyncio.Future[None] | None = None
+    try:
+        await node.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGHUP, lambda: node.spawn(node.reload_and_log()))
+        on_ready(node)
+        await stopping.wait()
+        grace = node.settings.shutdown.grace
+        log.info("stopping", clients=len(node.door.clients), grace=grace)
+        stopped = asyncio.ensure_future(node.stop(grace))
+        hurried = asyncio.ensure_future(hurry.wait())
+        await asyncio.wait({stopped, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        node.grace_over = True
+    finally:
+        await (stopped or node.stop(0.0))
     log.info("stopped")
 
 

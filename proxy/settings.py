@@ -43,7 +43,7 @@ class ListenSettings(_Section):
     port: Port = Field(default=6432, description="Port for PostgreSQL clients; 0 takes any free one.")
     backlog: Count = Field(default=1024, description="Connections that may wait in the system's queue to be accepted.")
     accepts_per_turn: Count = Field(default=8, description="Connections accepted in one turn of the event loop.")
-    max_logins: Count = Field(default=500, description="Logins under way at once; more wait in the backlog.")
+    max_logins: Count = Field(default=10_000, description="Logins under way at once; more wait in the backlog.")
     max_clients: Count = Field(default=10_000, description="Clients connected at once, over all tenants.")
     login_timeout: Seconds = Field(default=60.0, gt=0, description="Seconds within which a login must be complete.")
     startup_max_bytes: int = Field(
