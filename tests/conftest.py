@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.databases import Database, create_database, drop_database
+from harness.proxy import ProxyProcess
+from harness.registries import RegistryUnderTest
 from harness.shared import SharedServers, ask_for_server
 
 from proxy.demo.embedded import EmbeddedServer
@@ -71,5 +74,26 @@ def own_server() -> Iterator[Callable[..., EmbeddedServer]]:
 
         def start(version: int = 18, **options: Any) -> EmbeddedServer:
             return stack.enter_context(EmbeddedServer(version, durable=False, **options))
+
+        yield start
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> RegistryUnderTest:
+    """An empty SQLite registry."""
+    return RegistryUnderTest(tmp_path)
+
+
+@pytest.fixture
+def start_proxy(
+    registry: RegistryUnderTest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., ProxyProcess]]:
+    """Start the proxy on the test's registry and wait until it is ready: `start_proxy(pool={"pool_size": 2})`."""
+    with ExitStack() as stack:
+
+        def start(*, env: dict[str, str] | None = None, **sections: dict[str, Any]) -> ProxyProcess:
+            directory = tmp_path_factory.mktemp("proxy")
+            proxy = ProxyProcess(directory, registry.url, registry.keys, env=env, **sections)
+            return stack.enter_context(proxy)
 
         yield start

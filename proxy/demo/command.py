@@ -135,6 +135,7 @@ def _introduce(stage: Stage, console: Console, seconds: float) -> None:
     for tenant in stage.tenants:
         console.print(f"  {where} '{stage.url(tenant)}'", soft_wrap=True, markup=False)
     console.print(f"\n[bold]Metrics[/]  {stage.node.http_url}/metrics   [bold]health[/]  {stage.node.http_url}/readyz")
+    console.print(f"[bold]Log[/]      {escape(str(stage.node.log_file))}", soft_wrap=True)
     console.print("\n[bold]What to try next[/], in another terminal:")
     for command in (
         f". {shlex.quote(str(stage.environment_file))}",

@@ -84,6 +84,7 @@ class Stage:
         """The variables that lead a program to this demonstration; they contain its secrets."""
         return {
             **self._registry_environment(),
+            "PGTENANT_CONFIG": str(self.node.config_file),
             "PGTENANT_PORT": str(self.port),
             "PGTENANT_HTTP_URL": self.node.http_url,
             "PGTENANT_ADMIN_TOKEN": self.admin_token,

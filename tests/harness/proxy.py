@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.rawclient import RawClient
+from harness.registries import TenantUnderTest
 from proxy.demo.node import NodeProcess
 from proxy.demo.ports import free_port
 
@@ -53,6 +54,10 @@ class ProxyProcess(NodeProcess):
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
         credentials = f"{quote(user, safe='')}:{quote(password, safe='')}"
         return f"postgresql://{credentials}@{self.host}:{self.port}/{database}{'?' + query if query else ''}"
+
+    def url_of(self, tenant: TenantUnderTest, **parameters: str) -> str:
+        """What the tenant's application has as its DATABASE_URL."""
+        return self.url(tenant.slug, tenant.user, tenant.password, **parameters)
 
     def connect(self) -> RawClient:
         """A raw client, connected and nothing more."""
