@@ -357,7 +357,7 @@ async def serve(node: Node, *, on_ready: Callable[[Node], None]) -> None:
         hurried.cancel()
         node.grace_over = True
     finally:
-        await (stopped or node.stop(0.0))
+        await (node.stop(0.0) if stopped is None else stopped)
     log.info("stopped")
 
 
