@@ -36,7 +36,7 @@ def change_server(before: Server, change: ServerChange, *, role_password_changed
         addresses=check_addresses(chosen(change.addresses, before.addresses)),
         tls_mode=chosen(change.tls_mode, before.tls_mode),
         tls_ca=_check_ca(chosen(change.tls_ca, before.tls_ca)),
-        admin_user=_check_user("admin_user", chosen(change.admin_user, before.admin_user)),
+        admin_user=_check_user("admin", chosen(change.admin_user, before.admin_user)),
         role_user=_check_user("role", chosen(change.role_user, before.role_user)),
         max_connections=chosen(change.max_connections, before.max_connections),
         reserve=chosen(change.reserve, before.reserve),
@@ -50,9 +50,7 @@ def change_server(before: Server, change: ServerChange, *, role_password_changed
         else change.role_password is not None,
     )
     if after.has_admin_password and after.admin_user is None:
-        raise Invalid(
-            "admin_user", "an admin password without an admin user", "name the user, or take the password away"
-        )
+        raise Invalid("admin", "an admin password without an admin user", "name the user, or take the password away")
     if after.has_role_password and after.role_user is None:
         raise Invalid("role", "a role's password without a role", "name the role, or take the password away")
     _check_capacity(after)

@@ -46,10 +46,16 @@ class Transaction:
         self.random = random
         self._database = database
         self._changes: dict[tuple[ChangeKind, int | None], None] = {}
+        self._replaced: list[str] = []
 
     def changed(self, kind: ChangeKind, key: int | None) -> None:
         """Note what was changed; see `RouteChange`."""
         self._changes[kind, key] = None
+
+    def take_replaced(self) -> list[str]:
+        """The columns of the secrets that were replaced since this was last asked."""
+        replaced, self._replaced = self._replaced, []
+        return replaced
 
     @property
     def is_unchanged(self) -> bool:
@@ -64,7 +70,7 @@ class Transaction:
         if isinstance(wanted, Keep):
             return sealed, False
         if wanted is None or sealed is None:
-            return self.vault.seal(wanted, context), (wanted is None) != (sealed is None)
+            return self._replace(wanted, context, differs=(wanted is None) != (sealed is None))
         ring = self.vault.ring
         try:
             present = self.vault.open(sealed, context)
@@ -72,7 +78,12 @@ class Transaction:
             present = None  # Setting it anew is how a secret whose key is lost is repaired.
         if present == wanted and ring.is_current(sealed):
             return sealed, False
-        return self.vault.seal(wanted, context), present != wanted
+        return self._replace(wanted, context, differs=present != wanted)
+
+    def _replace(self, wanted: Secret | None, context: str, *, differs: bool) -> tuple[bytes | None, bool]:
+        if differs:
+            self._replaced.append(context.rpartition("/")[2])
+        return self.vault.seal(wanted, context), differs
 
     async def finish(self) -> int | None:
         """Write the change log and take the new version; None where nothing was changed."""

@@ -1,0 +1,127 @@
+"""Writing the registry as a manifest, without its secrets: they become references to environment variables."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+import tomlkit
+from tomlkit.items import Table as TomlTable
+
+from registry.contract import AuthMethod, Limits, PoolMode, ResetPolicy, TenantState, TlsMode
+from registry.domain.logins import usual_spellings
+from registry.domain.models import LoginRecord, Server, Tenant
+from registry.domain.names import format_address
+from registry.operations import logins, servers, tenants
+from registry.service import RegistryService
+
+HEAD = (
+    "What the registry holds, as `pgtenant registry apply` reads it.  Passwords are not in here: set the variables",
+    "that the keys in _env name; where one is not set, the registry keeps the password it has.",
+)
+
+
+async def export_manifest(service: RegistryService) -> str:
+    """Write what the registry holds; applying that to it changes nothing.  Raises RegistryUnavailable."""
+    async with service.transaction(commit=False) as tx:
+        all_servers = await servers.all_servers(tx.connection)
+        all_tenants = await tenants.all_tenants(tx.connection)
+        all_logins = await logins.all_logins(tx.connection)
+    document, variables = tomlkit.document(), _Variables()
+    for line in HEAD:
+        document.add(tomlkit.comment(line))
+    by_slug = {tenant.slug: tenant for tenant in all_tenants}
+    for kind, tables in (
+        ("server", [_server(server, variables) for server in all_servers]),
+        ("tenant", [_tenant(tenant, variables) for tenant in all_tenants]),
+        ("login", [_login(login, by_slug.get(login.tenant or ""), variables) for login in all_logins]),
+    ):
+        array = tomlkit.aot()
+        for table in tables:
+            array.append(table)
+        if tables:
+            document.add(kind, array)
+    return tomlkit.dumps(document)
+
+
+class _Variables:
+    """Names for environment variables, each given once."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def name(self, *parts: str) -> str:
+        """A name made of these parts; another one where two objects would have the same."""
+        name = wanted = re.sub(r"[^A-Z0-9]+", "_", "_".join(parts).upper())
+        number = 1
+        while name in self._given:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._given.add(name)
+        return name
+
+
+def _server(server: Server, variables: _Variables) -> TomlTable:
+    table = tomlkit.table()
+    table.add("name", server.name)
+    table.add("hosts", [format_address(address) for address in server.addresses])
+    _add(table, "tls", server.tls_mode.value, TlsMode.PREFER.value)
+    if server.tls_ca is not None:
+        table.add("tls_ca", tomlkit.string(server.tls_ca, multiline="\n" in server.tls_ca))
+    table.add("max_connections", server.max_connections)
+    table.add("reserve", server.reserve)
+    _add(table, "admin", server.admin_user, None)
+    if server.has_admin_password:
+        table.add("admin_password_env", variables.name("server", server.name, "admin_password"))
+    _add(table, "role", server.role_user, None)
+    if server.has_role_password:
+        table.add("role_password_env", variables.name("server", server.name, "role_password"))
+    _add(table, "draining", server.draining, default=False)
+    return table
+
+
+def _tenant(tenant: Tenant, variables: _Variables) -> TomlTable:
+    table = tomlkit.table()
+    table.add("slug", tenant.slug)
+    _add(table, "aliases", list(tenant.aliases), [])
+    _add(table, "server", tenant.server, None)
+    _add(table, "database", tenant.database_name, None)
+    _add(table, "role", tenant.role_user, None)
+    if tenant.has_role_password:
+        table.add("role_password_env", variables.name("tenant", tenant.slug, "role_password"))
+    _add(table, "pool_mode", tenant.pool_mode.value, PoolMode.TRANSACTION.value)
+    _add(table, "reset", tenant.reset.value, ResetPolicy.AUTO.value)
+    limits = tomlkit.inline_table()
+    for one in fields(Limits):
+        value = getattr(tenant.limits, one.name)
+        if value is not None:
+            limits.append(one.name, value)
+    if limits:
+        table.add("limits", limits)
+    _add(table, "suspended", tenant.state is TenantState.SUSPENDED, default=False)
+    return table
+
+
+def _login(login: LoginRecord, tenant: Tenant | None, variables: _Variables) -> TomlTable:
+    table = tomlkit.table()
+    table.add("user", login.user)
+    _add(table, "all_tenants", login.tenant is None, default=False)
+    _add(table, "tenant", login.tenant, None)
+    table.add("verifier", login.verifier)
+    owner = login.tenant or "all"
+    if login.methods != {AuthMethod.SCRAM}:
+        table.add("methods", sorted(method.value for method in login.methods))
+    if login.md5_spellings:
+        table.add("password_env", variables.name("login", owner, login.user, "password"))
+        if set(login.md5_spellings) != set(usual_spellings(login.user, tenant)):
+            table.add("md5_spellings", list(login.md5_spellings))
+    _add(table, "role", login.role_user, None)
+    if login.has_role_password:
+        table.add("role_password_env", variables.name("login", owner, login.user, "role_password"))
+    return table
+
+
+def _add(table: TomlTable, key: str, value: Any, default: Any) -> None:
+    if value != default:
+        table.add(key, value)
