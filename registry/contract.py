@@ -1,0 +1,253 @@
+"""The meeting point of data plane and control plane: what a node may know of the registry.
+
+Everything here is immutable and free of I/O.  The proxy imports this module and nothing else of `registry`
+(its composition root and its command line excepted); the registry never imports the proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class TenantState(StrEnum):
+    """Where a tenant's database stands; only READY is served."""
+
+    PENDING = "PENDING"
+    CREATING = "CREATING"
+    READY = "READY"
+    ERROR = "ERROR"
+    SUSPENDED = "SUSPENDED"
+    MOVING = "MOVING"
+    DROPPING = "DROPPING"
+
+
+class PoolMode(StrEnum):
+    """When a client gives its backend back: after each transaction, session or statement."""
+
+    TRANSACTION = "transaction"
+    SESSION = "session"
+    STATEMENT = "statement"
+
+
+class ResetPolicy(StrEnum):
+    """When a backend gets DISCARD ALL before another client has it: only when known to be dirty, or always."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+
+
+class TlsMode(StrEnum):
+    """How a connection to a server uses TLS; the meanings are those of libpq's `sslmode`."""
+
+    DISABLE = "disable"
+    PREFER = "prefer"
+    REQUIRE = "require"
+    VERIFY_CA = "verify-ca"
+    VERIFY_FULL = "verify-full"
+
+
+class ServerHealth(StrEnum):
+    """What the last health checks said of a server."""
+
+    UNKNOWN = "UNKNOWN"
+    HEALTHY = "HEALTHY"
+    UNHEALTHY = "UNHEALTHY"
+
+
+class AuthMethod(StrEnum):
+    """How a login may prove itself to the proxy."""
+
+    SCRAM = "scram-sha-256"
+    PASSWORD = "password"
+    MD5 = "md5"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A password or key that never shows itself in a repr, a log line or a traceback.
+
+    Call `reveal()` at the last moment, where the bytes go to the server.
+    """
+
+    _value: str = field(repr=False)
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __str__(self) -> str:
+        return "********"
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The role and password with which a backend logs in; the password is None where the server asks for none."""
+
+    user: str
+    password: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One host (name, IP address, or the directory of a Unix socket when it begins with `/`) and port."""
+
+    host: str
+    port: int = 5432
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A physical PostgreSQL server as a node sees it.
+
+    `max_connections` is the most backends this deployment may hold on it (the server's own limit less its
+    reserve).  `addresses` are tried in order.  `tls_ca` is PEM text, or None for the system's store.
+    """
+
+    server_id: int
+    name: str
+    addresses: tuple[Address, ...]
+    max_connections: int = 90
+    tls_mode: TlsMode = TlsMode.PREFER
+    tls_ca: str | None = None
+    draining: bool = False
+    health: ServerHealth = ServerHealth.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A tenant's own limits; None means the node's default.  Times are seconds, 0 switches a time limit off."""
+
+    pool_size: int | None = None
+    min_pool_size: int | None = None
+    max_clients: int | None = None
+    max_waiting: int | None = None
+    weight: int | None = None
+    queue_wait_timeout: float | None = None
+    server_idle_timeout: float | None = None
+    server_lifetime: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a tenant's clients go.
+
+    `generation` grows with every change that makes open backends of this tenant obsolete (another server,
+    database, role or password); backends of an older generation die when released.  `server` and
+    `database_name` are None for a tenant that has no database of its own yet (`PENDING`).
+    """
+
+    tenant_id: int
+    slug: str
+    state: TenantState
+    server: ServerInfo | None
+    database_name: str | None
+    role: Credentials | None
+    generation: int
+    aliases: tuple[str, ...] = ()
+    pool_mode: PoolMode = PoolMode.TRANSACTION
+    reset: ResetPolicy = ResetPolicy.AUTO
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user name and verifier that may connect as one tenant, or as all (`tenant_id` None: support staff).
+
+    `verifier` is PostgreSQL's own text form, `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+    `md5` maps each permitted spelling of the user name to `md5<hex>`; empty unless the login opted in.
+    `role` overrides the route's backend role.
+    """
+
+    login_id: int
+    user: str
+    tenant_id: int | None
+    verifier: str = field(repr=False)
+    methods: frozenset[AuthMethod] = frozenset({AuthMethod.SCRAM})
+    md5: tuple[tuple[str, Secret], ...] = ()
+    role: Credentials | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(Generic[T_co]):
+    """The answer to one look-up and the registry version in whose snapshot it was read."""
+
+    version: int
+    value: T_co
+
+
+class ChangeKind(StrEnum):
+    """What a change touched; EVERYTHING tells the node to forget all that it cached."""
+
+    TENANT = "tenant"
+    SERVER = "server"
+    LOGIN = "login"
+    EVERYTHING = "everything"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteChange:
+    """One entry of the change log.
+
+    `key` is the id of the tenant, server or tenant-of-the-login that changed (None: all, or a login for all
+    tenants).
+    """
+
+    version: int
+    kind: ChangeKind
+    key: int | None = None
+
+
+class RegistryUnavailable(Exception):
+    """The registry cannot be reached now; what is cached stays in force."""
+
+
+class RegistryReader(Protocol):
+    """What a node asks of the registry.  Every method raises `RegistryUnavailable` when it cannot be reached."""
+
+    async def route_by_name(self, name: str) -> Lookup[Route | None]:
+        """Find the tenant with this slug or alias."""
+        ...
+
+    async def route_by_id(self, tenant_id: int) -> Lookup[Route | None]:
+        """Find the tenant with this id."""
+        ...
+
+    async def routes_by_database(self, database_name: str) -> Lookup[Sequence[Route]]:
+        """Find the tenants on this physical database name; at most two are returned, enough to see ambiguity."""
+        ...
+
+    async def login(self, user: str, tenant_id: int) -> Lookup[Login | None]:
+        """Find the tenant's login of this name, else the all-tenants login of this name."""
+        ...
+
+    async def logins_by_user(self, user: str) -> Lookup[Sequence[Login]]:
+        """Find the logins of this name over all tenants; at most two, enough to see ambiguity."""
+        ...
+
+    async def mock_secret(self) -> bytes:
+        """The registry-wide secret (32 bytes) from which the salts of unknown users are derived."""
+        ...
+
+    async def version(self) -> int:
+        """The newest version of the registry."""
+        ...
+
+    def changes(self, *, after: int | None = None) -> AsyncIterator[Sequence[RouteChange]]:
+        """Follow the change log, batch by batch, forever.
+
+        With `after` None the first batch is one EVERYTHING change at the current version, once listening has
+        begun.  Raises `RegistryUnavailable` from the iterator when the registry is lost; the caller re-enters
+        with the last version it has seen.
+        """
+        ...
+
+    async def reload(self) -> int:
+        """Re-read now what the registry's feed would find at its next poll; returns the version."""
+        ...
