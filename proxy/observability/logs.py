@@ -89,3 +89,5 @@ def configure_logs(*, style: str, level: str, stream: TextIO | None = None) -> N
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.INFO))
+    # What it says at every start is about itself.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
