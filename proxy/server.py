@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 import structlog
 
-from proxy.errors import SHUTTING_DOWN, Failure
+from proxy.errors import SHUTTING_DOWN, TERMINATED, Failure
 from proxy.net.client_handshake import AuthPolicy, GreetPolicy
 from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer, DialSettings
@@ -26,8 +26,8 @@ from proxy.net.statuses import StatusCache
 from proxy.net.tls import ClientTls, ServerTlsContexts, TlsConfigError
 from proxy.observability.http import HttpEndpoint
 from proxy.pool.janitor import run_janitor
-from proxy.pool.ledger import NodeLedger
-from proxy.pool.tenancy import Defaults, Tenancy
+from proxy.pool.ledger import FLAG_HELD_BACK, NodeLedger
+from proxy.pool.tenancy import Defaults, Target, Tenancy
 from proxy.routing.cache import CacheLimits
 from proxy.routing.names import NameRules, name_rules
 from proxy.routing.resolver import Resolver, ResolverConfig, RouteUpdate
@@ -116,6 +116,7 @@ class Node:
         self.http: HttpEndpoint | None = None
         self.grace_over = False
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._unsettled: set[int] = set()
         self._last_cold_sweep = self.clock()
         self.resolver.subscribe(self._on_route_update)
 
@@ -177,6 +178,7 @@ class Node:
     def _sweep(self, now: float) -> None:
         self.hub.driver.tick(now, self.settings.pool.linger)
         self.hub.sweep(now)
+        self._settle()
         if now - self._last_cold_sweep >= COLD_SWEEP:
             self._last_cold_sweep = now
             self.tenancy.forget_cold(now, COLD_AFTER)
@@ -191,10 +193,28 @@ class Node:
         self.tenancy.apply_route(update.tenant_id, update.new, now)
         state = "removed" if update.new is None else update.new.state
         log.info("route changed", tenant=slug_of(update), state=state)
-        if update.new is None or state_failure(update.new) is not None:
-            for client in list(self.door.clients.values()):
-                if client.pool.tenant.tenant_id == update.tenant_id and is_between(client):
-                    self.hub.terminate(client, held_back(client.pool))
+        self._unsettled.add(update.tenant_id)
+        self._settle()
+
+    def _settle(self) -> None:
+        """End sessions, between transactions, that would go on where their tenant is not any more.
+
+        Those are all of a tenant that is not served now, and pinned ones whose backend belongs to a place that the
+        tenant has left; other clients find the new place with their next transaction.
+        """
+        left: set[int] = set()
+        for client in list(self.door.clients.values()) if self._unsettled else ():
+            tenant_id = client.pool.tenant.tenant_id
+            if tenant_id not in self._unsettled or client.finishing:
+                continue
+            failure = overtaken(client)
+            if failure is None:
+                continue
+            if is_between(client):
+                self.hub.terminate(client, failure)
+            else:
+                left.add(tenant_id)
+        self._unsettled = left
 
     async def _drain(self, grace: float) -> None:
         """Tell clients that are between transactions; wait for the others."""
@@ -243,6 +263,22 @@ def is_between(client: ClientLink) -> bool:
     if backend is None:
         return client.waiter is None and not client.held
     return backend.between_transactions() and client.front.left == 0 and not client.held
+
+
+def overtaken(client: ClientLink) -> Failure | None:
+    """Say why a client's session may not go on where it is; None if it may."""
+    pool = client.pool
+    if pool.flags & FLAG_HELD_BACK:
+        return held_back(pool)
+    backend = client.backend
+    if backend is None:
+        return None
+    here, there = backend.entry.target, pool.target
+    assert isinstance(here, Target)
+    assert isinstance(there, Target)
+    if (here.server.server_id, here.database) == (there.server.server_id, there.database):
+        return None
+    return Failure(TERMINATED, reason=f'tenant "{pool.tenant.slug}" has moved to another database')
 
 
 def slug_of(update: RouteUpdate) -> str:

@@ -52,6 +52,7 @@ class BackendLink(Stream):
         self.switching: ParameterSet | None = None
         self.pid: int = 0
         self.key: bytes = b""
+        self.mid_message: bool = False
         self.last_words: str = ""
         self.task: object = None
 
@@ -220,6 +221,7 @@ class BackendLink(Stream):
         """Take up what a scan has noted besides what it forwarded."""
         state = self.state
         state.remarks = False
+        state.params_changed = False
         for sqlstate in state.errors:
             client.pool.counters.count_error(sqlstate.decode("ascii", "replace"))
         state.errors.clear()
@@ -273,6 +275,7 @@ class BackendLink(Stream):
             if not state.swallowed_error:
                 self.applied = self.switching
             self.switching = None
+            state.params_changed = False
             self.host.settled(self)
 
     def _only_reports(self, data: bytes) -> bool:

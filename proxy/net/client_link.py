@@ -348,6 +348,7 @@ class ClientLink(Stream):
     def part(self, backend: BackendLink) -> None:
         self.backend = None
         backend.client = None
+        backend.mid_message = self.front.left != 0
         if self.counted_pinned:
             self.counted_pinned = False
             self.pool.pinned -= 1

@@ -92,6 +92,10 @@ class Dialer:
         except BackendOpenFailed as failure:
             self._failed(entry, failure)
             return
+        except Exception:
+            log.exception("opening a backend failed inside the proxy", server=entry.server.name)
+            self._failed(entry, BackendOpenFailed("an internal error of the proxy", whole_server=False))
+            return
         except asyncio.CancelledError:
             self._failed(entry, BackendOpenFailed("the node is shutting down", whole_server=False))
             raise

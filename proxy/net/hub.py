@@ -103,7 +103,8 @@ class Hub(Effects, LinkHost):
             return
         if link.state.owes():
             self.post(MAIL_CANCEL, entry)
-        elif link.unsent is None:
+        elif link.unsent is None and not link.mid_message:
+            # Inside a message these bytes would become the end of it.
             link.write(TERMINATE)
         link.end_writing()
         link.watch()

@@ -79,7 +79,10 @@ class Mailroom:
             selector.mailbox = []
             for mail in box:
                 if isinstance(mail, Mail):
-                    self._deliver(mail)
+                    try:
+                        self._deliver(mail)
+                    except Exception:
+                        log.exception("a piece of mail could not be dealt with", kind=mail.kind)
                 else:
                     log.error("the relay could not contain an error", error=repr(mail))
 

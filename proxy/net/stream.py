@@ -79,7 +79,8 @@ class Stream(Link):
             self._keep(data)
             return
         if self.tls:
-            self._keep(data)
+            self.unsent = [data]
+            self.unsent_size = len(data)
             self._flush_tls()
             return
         try:
@@ -168,6 +169,7 @@ class Stream(Link):
             try:
                 sent: int = self._send(data)
             except _TLS_WAITS:
+                self.watch()
                 return
             except OSError:
                 self._forget()

@@ -54,8 +54,9 @@ class Target:
 class Tenancy:
     """The tenants that this node serves at present.
 
-    `is_served` says whether clients of a route may be served now.  `counters` outlive the ledgers of cold tenants, so that a counter shown to the outside never goes back.  `watch`
-    is called with the route of each tenant that appears, `unwatch` with the id of each that goes.
+    `is_served` says whether clients of a route may be served now.  `watch` is called with the route of each tenant
+    that appears, `unwatch` with the id of each that goes.  `counters` outlive the ledgers of cold tenants, so that a
+    counter shown to the outside never goes back.
     """
 
     def __init__(
