@@ -1,0 +1,52 @@
+"""`pgtenant secrets`: the keys that seal what the registry must not show."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+import typer
+
+from registry.commands.options import ConfigOption, JsonOption, RegistryOption
+from registry.commands.output import ask, explained, note, print_json
+from registry.secrets import KEYS_VARIABLE
+from registry.secrets import generate_key as make_key
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the group."""
+    group = typer.Typer(no_args_is_help=True, help="The keys that seal passwords in the registry.")
+    group.command("generate-key")(generate_key)
+    group.command("rotate")(rotate)
+    app.add_typer(group, name="secrets")
+
+
+def generate_key(
+    key_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="Name of the key. (default: `k` and something random)")
+    ] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an encryption key for PGTENANT_ENCRYPTION_KEYS.  Keep it: without it the registry's secrets are lost.
+
+    export PGTENANT_ENCRYPTION_KEYS=$(pgtenant secrets generate-key)
+    """
+    with explained():
+        key = make_key(key_id or f"k{secrets.token_hex(3)}")
+    if as_json:
+        print_json({"variable": KEYS_VARIABLE, "key": key})
+    else:
+        typer.echo(key)
+
+
+def rotate(registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Seal all secrets with the first key of PGTENANT_ENCRYPTION_KEYS.
+
+    Put a new key in front of the old one, restart the nodes with both, run this, then leave the old one out.
+    """
+    done, total = ask(registry, config, lambda opened: opened.service.rotate_keys(), writing=True)
+    if as_json:
+        print_json({"sealed_anew": done, "secrets": total})
+    else:
+        note(f"sealed {done} of {total} secrets anew" if done else f"all {total} secrets have the first key already")

@@ -1,0 +1,183 @@
+"""`pgtenant registry`: the registry as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import typer
+from rich.markup import escape
+
+from registry.commands.options import ConfigOption, JsonOption, RegistryOption, read_secret, registry_url
+from registry.commands.output import ask, explained, fail, note, print_json, results, warn
+from registry.manifest import Applied, apply_manifest, export_manifest, load_manifest
+from registry.manifest.apply import Action
+from registry.opening import Registry, open_registry
+from registry.secrets import KeyRing
+
+TOKEN_VARIABLE: Final = "PGTENANT_ADMIN_TOKEN"
+RELOAD_TIMEOUT: Final = 15.0
+MAX_ANSWER: Final = 65_536
+PRIVATE: Final = 0o600
+
+_STYLES: Final = {Action.ADD: ("+", "green"), Action.CHANGE: ("~", "yellow"), Action.REMOVE: ("-", "red")}
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the group."""
+    group = typer.Typer(no_args_is_help=True, help="The registry as a whole: apply and export files, upgrade, reload.")
+    group.command("apply")(apply)
+    group.command("export")(export)
+    group.command("upgrade")(upgrade)
+    group.command("reload")(reload)
+    app.add_typer(group, name="registry")
+
+
+def apply(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML file of servers, tenants and logins.")],
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what the file does not name.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the registry what a file says, all of it or, where anything is wrong, nothing.
+
+    pgtenant registry apply configs/tenants.toml --dry-run
+    """
+    with explained():
+        manifest = load_manifest(file)
+
+    async def work(opened: Registry) -> Applied:
+        return await apply_manifest(opened.service, manifest, prune=prune, dry_run=dry_run)
+
+    applied = ask(registry, config, work, writing=True)
+    if as_json:
+        print_json({"dry_run": dry_run, "differences": applied.differences, "warnings": applied.warnings})
+        return
+    for text in applied.warnings:
+        warn(text)
+    _print_differences(applied, dry_run=dry_run)
+
+
+def export(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write instead of standard output.")
+    ] = None,
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the registry as a file for `registry apply`.
+
+    It has the logins' verifiers, and in place of other secrets the names of environment variables.
+    """
+    text = ask(registry, config, lambda opened: export_manifest(opened.service))
+    if output is not None:
+        with explained():
+            _write(output, text)
+    if as_json:
+        print_json({"file": None if output is None else str(output), "manifest": text})
+    elif output is None:
+        typer.echo(text, nl=False)
+    else:
+        note(f"wrote {output}")
+
+
+def upgrade(registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Make the registry's tables, or bring them to this program's version; nodes may run meanwhile."""
+    before, after = _upgrade(registry, config)
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        note(f"the tables are of version {after} already")
+    else:
+        note(f"the tables are of version {after} now" + (f", they were {before}" if before else ""))
+
+
+def reload(
+    http: Annotated[
+        str,
+        typer.Option("--http", metavar="URL", envvar="PGTENANT_HTTP_URL", help="HTTP address of the node."),
+    ] = "http://127.0.0.1:6480",
+    token_file: Annotated[
+        str | None,
+        typer.Option("--token-file", metavar="FILE", help=f"File with the admin token; else in {TOKEN_VARIABLE}."),
+    ] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a node read the registry again, now."""
+    with explained():
+        token = read_secret("admin token", file=token_file, variable=TOKEN_VARIABLE if token_file is None else None)
+    answer = _post(f"{http.rstrip('/')}/reload", "" if token is None else token.reveal())
+    if as_json:
+        print_json(answer)
+    else:
+        details = ", ".join(f"{name} {value}" for name, value in answer.items())
+        note(f"the node has read the registry again{f' ({details})' if details else ''}")
+
+
+def _upgrade(registry: str | None, config: Path | None) -> tuple[str | None, str]:
+    async def run() -> tuple[str | None, str]:
+        async with open_registry(registry_url(registry, config), KeyRing.from_environment()) as opened:
+            return await opened.upgrade()
+
+    with explained():
+        return asyncio.run(run())
+
+
+def _post(url: str, token: str) -> dict[str, Any]:
+    if urlsplit(url).scheme not in {"http", "https"}:
+        fail(f"{url} is no HTTP address", "give --http http://HOST:PORT")
+    request = urllib.request.Request(url, method="POST", data=b"", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=RELOAD_TIMEOUT) as response:  # noqa: S310
+            answer = json.loads(response.read(MAX_ANSWER) or b"{}")
+    except urllib.error.HTTPError as error:
+        text = error.read(MAX_ANSWER).decode("utf-8", "replace").strip()
+        fail(
+            f"the node refused ({error.code}): {text or error.reason}",
+            f"the admin token is taken from {TOKEN_VARIABLE}",
+        )
+    except (OSError, HTTPException) as error:
+        fail(f"no node answers at {url}: {getattr(error, 'reason', error)}", "check that it runs, and --http")
+    except ValueError:
+        fail(f"{url} answered something that is not JSON", "check --http")
+    return answer if isinstance(answer, dict) else {}
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(text)
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}")
+
+
+def _print_differences(applied: Applied, *, dry_run: bool) -> None:
+    console = results()
+    for difference in applied.differences:
+        sign, style = _STYLES[difference.action]
+        console.print(f"[{style}]{sign} {difference.kind} {escape(difference.name)}[/]", soft_wrap=True)
+        for one in difference.fields:
+            text = f"{one.before} -> {one.after}" if one.before else one.after
+            console.print(f"    {escape(one.key)}: {escape(text)}", soft_wrap=True)
+    counts = {action: sum(one.action is action for one in applied.differences) for action in Action}
+    added, changed, removed = counts[Action.ADD], counts[Action.CHANGE], counts[Action.REMOVE]
+    if not applied.differences:
+        console.print("Nothing to change.")
+    elif dry_run:
+        console.print(f"{added} to add, {changed} to change, {removed} to remove.  Nothing was changed.")
+    else:
+        console.print(f"{added} added, {changed} changed, {removed} removed.")

@@ -1,0 +1,296 @@
+"""`pgtenant server`: the PostgreSQL servers that tenants live on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from registry.commands.options import ConfigOption, JsonOption, RegistryOption, YesOption, given, read_secret
+from registry.commands.output import ask, confirm, explained, fail, note, print_json, print_record, print_table, warn
+from registry.contract import Credentials, TlsMode
+from registry.domain.models import KEEP, Server, ServerChange, Tenant
+from registry.domain.names import parse_address
+from registry.errors import Invalid
+from registry.opening import Registry
+from registry.probe import probe_server, warnings
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the server.")]
+HostOption = Annotated[
+    list[str] | None,
+    typer.Option("--host", metavar="HOST[:PORT]", help="Host and port; several are tried in their order."),
+]
+TlsOption = Annotated[TlsMode | None, typer.Option("--tls", help="TLS to the server, as libpq's sslmode.")]
+TlsCaOption = Annotated[
+    Path | None, typer.Option("--tls-ca", metavar="FILE", help="CA certificates (PEM) to check the server's against.")
+]
+MaxOption = Annotated[
+    int | None, typer.Option("--max-connections", help="The server's own max_connections. (default: 100)")
+]
+ReserveOption = Annotated[int | None, typer.Option("--reserve", help="Connections left to others. (default: 10)")]
+AdminOption = Annotated[str | None, typer.Option("--admin", metavar="USER", help="Role that may administer it.")]
+AdminFile = Annotated[
+    str | None, typer.Option("--admin-password-file", metavar="FILE", help="Its password; `-` reads or asks for it.")
+]
+AdminEnv = Annotated[
+    str | None, typer.Option("--admin-password-env", metavar="NAME", help="Its password, in this variable.")
+]
+RoleOption = Annotated[
+    str | None, typer.Option("--role", metavar="USER", help="Role of backends of tenants that have none of their own.")
+]
+RoleFile = Annotated[
+    str | None, typer.Option("--role-password-file", metavar="FILE", help="Its password; `-` reads or asks for it.")
+]
+RoleEnv = Annotated[
+    str | None, typer.Option("--role-password-env", metavar="NAME", help="Its password, in this variable.")
+]
+
+COLUMNS: Final = ("name", "hosts", "tls", "connections", "reserve", "admin", "role", "draining", "health")
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the group."""
+    group = typer.Typer(no_args_is_help=True, help="The PostgreSQL servers that tenants live on.")
+    group.command("add")(add)
+    group.command("set")(change)
+    group.command("list")(show_all)
+    group.command("show")(show)
+    group.command("test")(try_out)
+    group.command("drain")(drain)
+    group.command("undrain")(undrain)
+    group.command("remove")(remove)
+    app.add_typer(group, name="server")
+
+
+def add(
+    name: NameArgument,
+    host: HostOption = None,
+    tls: TlsOption = None,
+    tls_ca: TlsCaOption = None,
+    max_connections: MaxOption = None,
+    reserve: ReserveOption = None,
+    admin: AdminOption = None,
+    admin_password_file: AdminFile = None,
+    admin_password_env: AdminEnv = None,
+    role: RoleOption = None,
+    role_password_file: RoleFile = None,
+    role_password_env: RoleEnv = None,
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a server.
+
+    pgtenant server add eu1 --host 10.0.0.5:5432 --tls verify-full --role app --role-password-file app.secret
+    """
+    with explained():
+        wanted = _change(
+            host, tls, tls_ca, max_connections, reserve, admin, (admin_password_file, admin_password_env), role,
+            (role_password_file, role_password_env),
+        )  # fmt: skip
+        if wanted.addresses is KEEP:
+            fail("a server needs a host", "add --host HOST:PORT")
+    server = ask(registry, config, lambda opened: opened.service.add_server(name, wanted), writing=True)
+    _print(server, as_json=as_json, done=f"added server {name!r}; `pgtenant server test {name}` tries it out")
+
+
+def change(
+    name: NameArgument,
+    host: HostOption = None,
+    tls: TlsOption = None,
+    tls_ca: TlsCaOption = None,
+    max_connections: MaxOption = None,
+    reserve: ReserveOption = None,
+    admin: AdminOption = None,
+    admin_password_file: AdminFile = None,
+    admin_password_env: AdminEnv = None,
+    role: RoleOption = None,
+    role_password_file: RoleFile = None,
+    role_password_env: RoleEnv = None,
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a server; what is left out stays.
+
+    Other hosts or another role make new backends; those in use are closed when their transaction ends.
+    """
+    with explained():
+        wanted = _change(
+            host, tls, tls_ca, max_connections, reserve, admin, (admin_password_file, admin_password_env), role,
+            (role_password_file, role_password_env),
+        )  # fmt: skip
+    server = ask(registry, config, lambda opened: opened.service.set_server(name, wanted), writing=True)
+    _print(server, as_json=as_json, done=f"changed server {name!r}")
+
+
+def show_all(registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """List the servers."""
+    found = ask(registry, config, lambda opened: opened.service.servers())
+    if as_json:
+        print_json([_members(one) for one in found])
+        return
+    rows = [
+        (one.name, one.addresses, one.tls_mode, one.max_connections, one.reserve, one.admin_user, one.role_user,
+         one.draining, one.health)
+        for one in found
+    ]  # fmt: skip
+    print_table(COLUMNS, rows, empty="There are no servers.  `pgtenant server add NAME --host HOST` adds one.")
+
+
+def show(
+    name: NameArgument, registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False
+) -> None:
+    """Show a server and the tenants on it."""
+
+    async def work(opened: Registry) -> tuple[Server, list[Tenant]]:
+        return await opened.service.server(name), await opened.service.tenants(server=name)
+
+    server, tenants = ask(registry, config, work)
+    if as_json:
+        print_json({**_members(server), "tenants": [tenant.slug for tenant in tenants]})
+        return
+    print_record([*_members(server).items(), ("tenants", tuple(tenant.slug for tenant in tenants))])
+
+
+def try_out(
+    name: NameArgument,
+    database: Annotated[str, typer.Option("--database", "-d", help="Database to connect to.")] = "postgres",
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Log in to a server and report version, TLS, latency, connections and rights.
+
+    It logs in as the server's admin, or with its default role where it has no admin.
+    """
+
+    async def work(opened: Registry) -> tuple[Server, Credentials | None]:
+        return await opened.service.server(name), await opened.service.server_credentials(name)
+
+    server, credentials = ask(registry, config, work)
+    if credentials is None:
+        fail(f"the registry has no role for server {name!r}", f"`pgtenant server set {name} --admin USER ...` sets one")
+    probes = asyncio.run(probe_server(server, credentials, database=database))
+    last = probes[-1]
+    found = warnings(server, last)
+    if as_json:
+        print_json({"server": name, "user": credentials.user, "ok": last.problem is None, "probes": probes,
+                    "warnings": found})  # fmt: skip
+    else:
+        for one in probes:
+            if one.problem is not None:
+                warn(f"{name} at {one.address.host}:{one.address.port}: {one.problem}")
+        for text in found:
+            warn(text)
+    if last.problem is not None:
+        fail(f"server {name!r} cannot be used", "check that it runs, its hosts, TLS mode, role and password")
+    if not as_json:
+        print_record(
+            [
+                ("address", last.address),
+                ("logged in as", credentials.user),
+                ("version", f"PostgreSQL {last.version}"),
+                ("TLS", last.tls or "none"),
+                ("login", _milliseconds(last.login_time)),
+                ("latency", _milliseconds(last.latency)),
+                ("connections", f"{last.connections} of {last.max_connections}"),
+                ("may create databases", last.may_create_databases),
+            ]
+        )
+
+
+def drain(
+    name: NameArgument, registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False
+) -> None:
+    """Take a server out of the choice for new tenants; those it has stay and are served."""
+    server = ask(registry, config, lambda opened: opened.service.drain_server(name), writing=True)
+    _print(server, as_json=as_json, done=f"server {name!r} is draining; `pgtenant server undrain {name}` ends that")
+
+
+def undrain(
+    name: NameArgument, registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False
+) -> None:
+    """End the draining of a server."""
+    server = ask(registry, config, lambda opened: opened.service.drain_server(name, draining=False), writing=True)
+    _print(server, as_json=as_json, done=f"server {name!r} takes new tenants")
+
+
+def remove(
+    name: NameArgument,
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    *,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget a server that no tenant is on; the server itself is not touched."""
+    confirm(f"Forget server {name!r} and the credentials kept for it?", yes=yes)
+    server = ask(registry, config, lambda opened: opened.service.remove_server(name), writing=True)
+    _print(server, as_json=as_json, done=f"removed server {name!r}")
+
+
+def _change(
+    host: list[str] | None,
+    tls: TlsMode | None,
+    tls_ca: Path | None,
+    max_connections: int | None,
+    reserve: int | None,
+    admin: str | None,
+    admin_password: tuple[str | None, str | None],
+    role: str | None,
+    role_password: tuple[str | None, str | None],
+) -> ServerChange:
+    return ServerChange(
+        addresses=tuple(parse_address(one) for one in host) if host else KEEP,
+        tls_mode=given(tls),
+        tls_ca=given(None if tls_ca is None else _read_ca(tls_ca)),
+        max_connections=given(max_connections),
+        reserve=given(reserve),
+        admin_user=given(admin),
+        admin_password=given(read_secret("admin password", file=admin_password[0], variable=admin_password[1])),
+        role_user=given(role),
+        role_password=given(read_secret("role password", file=role_password[0], variable=role_password[1])),
+    )
+
+
+def _read_ca(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError as error:
+        raise Invalid("tls_ca", f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Invalid("tls_ca", f"{path} is no PEM file") from None
+
+
+def _print(server: Server, *, as_json: bool, done: str) -> None:
+    if as_json:
+        print_json(_members(server))
+    else:
+        note(done)
+
+
+def _members(server: Server) -> dict[str, Any]:
+    return {
+        "name": server.name,
+        "hosts": server.addresses,
+        "tls": server.tls_mode,
+        "tls_ca": server.tls_ca,
+        "max_connections": server.max_connections,
+        "reserve": server.reserve,
+        "admin": server.admin_user,
+        "admin_password": server.has_admin_password,
+        "role": server.role_user,
+        "role_password": server.has_role_password,
+        "draining": server.draining,
+        "health": server.health,
+    }
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.2f} ms"

@@ -1,0 +1,148 @@
+"""Trying a server out: can one log in, over what, how fast, and what may one do there.
+
+Source: PostgreSQL documentation, `pg_stat_ssl`, `pg_roles` and "Connections and Authentication".
+"""
+
+from __future__ import annotations
+
+import ssl
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import asyncpg
+
+from registry.contract import Address, Credentials, TlsMode
+from registry.domain.models import Server
+
+TIMEOUT: Final = 5.0
+ROUNDS: Final = 5
+
+_QUESTION: Final = """
+select current_setting('server_version') as version,
+       current_setting('max_connections')::int as max_connections,
+       (select count(*) from pg_stat_activity where backend_type = 'client backend') as connections,
+       pg_is_in_recovery() as read_only,
+       role.rolcreatedb or role.rolsuper as may_create_databases,
+       tls.version as tls
+from pg_roles role left join pg_stat_ssl tls on tls.pid = pg_backend_pid() and tls.ssl
+where role.rolname = current_user
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What trying one address showed; `problem` is None where it went well.
+
+    `latency` is the median time of an empty query, `login_time` that of connecting, both in seconds.  `tls` is the
+    protocol's version, None without TLS.
+    """
+
+    address: Address
+    problem: str | None = None
+    version: str | None = None
+    tls: str | None = None
+    login_time: float | None = None
+    latency: float | None = None
+    max_connections: int | None = None
+    connections: int | None = None
+    read_only: bool | None = None
+    may_create_databases: bool | None = None
+
+
+async def probe_server(
+    server: Server,
+    credentials: Credentials,
+    *,
+    database: str = "postgres",
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Probe]:
+    """Try the server's addresses in their order, until one works; the last probe is that of the one that did.
+
+    Raises ValueError for a CA that cannot be read.
+    """
+    tls = _tls(server)
+    probes = []
+    for address in server.addresses:
+        probes.append(await _probe(address, credentials, database, tls, clock))
+        if probes[-1].problem is None:
+            break
+    return probes
+
+
+def warnings(server: Server, probe: Probe) -> list[str]:
+    """What an administrator should know beyond the facts."""
+    found = []
+    if probe.max_connections is not None and server.max_connections > probe.max_connections:
+        found.append(
+            f"the registry allows {server.max_connections} connections (max_connections),"
+            f" the server has {probe.max_connections}"
+        )
+    if probe.read_only:
+        found.append("the server is a standby: it cannot be written to")
+    if probe.tls is None and server.tls_mode is TlsMode.PREFER and probe.problem is None:
+        found.append("the server has no TLS, so the connection is not encrypted")
+    return found
+
+
+async def _probe(
+    address: Address,
+    credentials: Credentials,
+    database: str,
+    tls: ssl.SSLContext | Literal["prefer", "disable"],
+    clock: Callable[[], float],
+) -> Probe:
+    begun = clock()
+    try:
+        connection = await asyncpg.connect(
+            host=address.host,
+            port=address.port,
+            user=credentials.user,
+            password=None if credentials.password is None else credentials.password.reveal(),
+            database=database,
+            ssl=tls,
+            timeout=TIMEOUT,
+            command_timeout=TIMEOUT,
+            server_settings={"application_name": "pgtenant server test"},
+        )
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        return Probe(address, problem=_reason(error))
+    try:
+        login_time = clock() - begun
+        facts = await connection.fetchrow(_QUESTION)
+        times = []
+        for _ in range(ROUNDS):
+            begun = clock()
+            await connection.execute("")
+            times.append(clock() - begun)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        return Probe(address, problem=_reason(error))
+    finally:
+        connection.terminate()
+    return Probe(
+        address,
+        login_time=login_time,
+        latency=statistics.median(times),
+        **({} if facts is None else dict(facts)),
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {TIMEOUT:g} s"
+    return str(error).strip() or type(error).__name__
+
+
+def _tls(server: Server) -> ssl.SSLContext | Literal["prefer", "disable"]:
+    if server.tls_mode is TlsMode.DISABLE:
+        return "disable"
+    if server.tls_mode is TlsMode.PREFER:
+        return "prefer"
+    context = ssl.create_default_context(cadata=server.tls_ca)
+    context.check_hostname = server.tls_mode is TlsMode.VERIFY_FULL
+    if server.tls_mode is TlsMode.REQUIRE:
+        # As in libpq: a CA that is given is checked even where only encryption was asked for.
+        context.verify_mode = ssl.CERT_REQUIRED if server.tls_ca is not None else ssl.CERT_NONE
+    return context
