@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from librt.strings import read_i32_be
 from mypy_extensions import i64
 
 from proxy.wire.errors import ProtocolError
@@ -74,12 +75,8 @@ MAX_BODY: Final = 0x7FFFFFFF - 4
 
 
 def frame_size(data: bytes, pos: i64) -> i64:
-    """The length field of the frame whose type byte is at `pos`: the frame's size without that byte."""
-    first: i64 = data[pos + 1]
-    second: i64 = data[pos + 2]
-    third: i64 = data[pos + 3]
-    fourth: i64 = data[pos + 4]
-    return (first << 24) | (second << 16) | (third << 8) | fourth
+    """The length field of the frame whose type byte is at `pos`, signed: the frame's size without that byte."""
+    return i64(read_i32_be(data, pos + 1))
 
 
 class FrameScanner:
