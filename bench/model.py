@@ -75,6 +75,10 @@ class BenchError(Exception):
         self.hint = hint
 
 
+class Stuck(BenchError):
+    """A measurement has not ended in time, and would not the next time either."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where and as whom a client connects."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bench.model import BenchError, Endpoint
+from bench.model import BenchError, Endpoint, Stuck
 from proxy.demo.facts import clean_environment
 
 PATIENCE = 60.0
+PGBENCH_PATIENCE = 20.0
 TPS = re.compile(
     r"^tps = ([0-9.]+) \((?:without initial connection time|including reconnection times)\)$", re.MULTILINE
 )
@@ -72,7 +73,7 @@ class Tools:
             f"--time={seconds}",
             *(["--connect"] if reconnect else []),
         ]
-        return parse_report(self.run("pgbench", arguments, endpoint, patience=seconds + PATIENCE))
+        return parse_report(self.run("pgbench", arguments, endpoint, patience=seconds + PGBENCH_PATIENCE))
 
     def psql(
         self,
@@ -102,7 +103,7 @@ class Tools:
     ) -> str:
         """Run a program against an endpoint and return its output; it is killed when this program is interrupted.
 
-        Raises BenchError with its last words when it fails or takes longer than `patience` seconds.
+        Raises BenchError with its last words when it fails, Stuck when it takes longer than `patience` seconds.
         """
         try:
             ran = subprocess.run(
@@ -115,7 +116,7 @@ class Tools:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise BenchError(f"{name} did not end within {patience:.0f} s") from None
+            raise Stuck(f"{name} did not end within {patience:.0f} s") from None
         if ran.returncode != 0:
             raise BenchError(f"{name}: {_last_words(ran.stderr)}")
         return (ran.stdout or b"").decode(errors="replace")

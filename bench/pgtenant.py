@@ -18,7 +18,10 @@ from proxy.demo.kept import KeptProcess
 from proxy.demo.ports import free_port
 
 TENANT = "bench"
+PASSWORD_VARIABLE = "BENCH_ROLE_PASSWORD"
 PATIENCE = 60.0
+# The pool must not be smaller than wanted because of what is kept free on the server.
+SPARE_CONNECTIONS = 30
 KEY_BYTES = 32
 DESCRIBE = """
 import dataclasses, json, proxy
@@ -46,11 +49,12 @@ class Pgtenant:
 
     name = PGTENANT
 
-    def __init__(self, python: Path, server: Endpoint, pool_size: int, directory: Path) -> None:
+    def __init__(self, python: Path, server: Endpoint, verifier: str, pool_size: int, directory: Path) -> None:
         self.build = describe_build(python, directory)
         self.endpoint = Endpoint(HOST, free_port(HOST), server.user, TENANT, server.password)
         self._python = python
         self._server = server
+        self._verifier = verifier
         self._pool_size = pool_size
         self._directory = directory
         self._http_port = free_port(HOST)
@@ -112,14 +116,30 @@ class Pgtenant:
 
     def _fill_registry(self) -> None:
         server = self._server
-        tenants = {
-            "servers": [
-                {"name": "pg", "host": server.host, "port": server.port, "tls": "disable"},
+        manifest = {
+            "server": [
+                {
+                    "name": "pg",
+                    "host": server.host,
+                    "port": server.port,
+                    "tls": "disable",
+                    "max_connections": self._pool_size + SPARE_CONNECTIONS,
+                }
             ],
+            "tenant": [
+                {
+                    "slug": TENANT,
+                    "server": "pg",
+                    "database": server.database,
+                    "role": server.user,
+                    "role_password_env": PASSWORD_VARIABLE,
+                }
+            ],
+            "login": [{"user": server.user, "tenant": TENANT, "verifier": self._verifier}],
         }
-        path = self._write("tenants.toml", tenants)
+        path = self._write("tenants.toml", manifest)
         command = [str(self._python), "-m", "proxy", "registry", "apply", str(path)]
-        _run(command, self._directory, self._environment)
+        _run(command, self._directory, {**self._environment, PASSWORD_VARIABLE: server.password})
 
     def _write(self, name: str, content: Mapping[str, Any]) -> Path:
         path = self._directory / name

@@ -103,13 +103,15 @@ def missing_lines(record: Record) -> list[str]:
     for way, error in record.absent.items():
         hint = f" Hint: {error.hint}." if error.hint else ""
         lines.append(f"{TITLES[way]}: not measured. {error.message}.{hint}")
+    cells: dict[str, list[str]] = {}
     for result in record.results:
         for way, outcomes in result.outcomes.items():
             reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Missing)]
             if reasons and way not in record.absent:
                 rounds = "" if len(reasons) == len(outcomes) else f" in {len(reasons)} of {len(outcomes)} rounds"
-                lines.append(f"{result.cell.name}, {TITLES[way]}: not measured{rounds}. {reasons[0]}.")
-    return lines
+                problem = f"{TITLES[way]}: not measured{rounds}. {reasons[0]}."
+                cells.setdefault(problem, []).append(result.cell.name)
+    return lines + [f"{', '.join(names)}, {problem}" for problem, names in cells.items()]
 
 
 def console_for(*, stderr: bool = False) -> Console:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bench.model import DIRECT, BenchError, Missing, Outcome
+from bench.model import DIRECT, BenchError, Cell, Missing, Outcome, Stuck
 from bench.stats import CellResult
 from bench.targets import Target
 from bench.workloads import Workload
@@ -32,6 +32,7 @@ class Runner:
         self._workloads = workloads
         self._targets = targets
         self._progress = progress
+        self._stuck: dict[tuple[Cell, str], Missing] = {}
         self.results = [
             CellResult(
                 workload.cell,
@@ -44,7 +45,10 @@ class Runner:
         ]
 
     def run(self, rounds: int) -> None:
-        """Run so many rounds; a cell that fails is recorded as missing and the rest goes on."""
+        """Run so many rounds; a cell that fails is recorded as missing and the rest goes on.
+
+        A cell that got stuck in one way is not tried there again.
+        """
         for number in range(rounds):
             order = order_of_round(list(self._targets), number)
             for workload, result in zip(self._workloads, self.results, strict=True):
@@ -54,14 +58,18 @@ class Runner:
                     if workload.proxies_only and way == DIRECT:
                         continue
                     self._progress(f"round {number + 1} of {rounds}: {workload.cell.name}, {way}")
-                    result.outcomes[way].append(_outcome(workload, self._targets[way]))
+                    result.outcomes[way].append(self._outcome(workload, self._targets[way]))
 
-
-def _outcome(workload: Workload, target: Target) -> Outcome:
-    reason = target.unfit_for(workload.cell)
-    if reason is not None:
-        return Missing(reason)
-    try:
-        return workload.run(target)
-    except BenchError as error:
-        return Missing(error.message)
+    def _outcome(self, workload: Workload, target: Target) -> Outcome:
+        place = (workload.cell, target.name)
+        if place in self._stuck:
+            return self._stuck[place]
+        reason = target.unfit_for(workload.cell)
+        if reason is not None:
+            return Missing(reason)
+        try:
+            return workload.run(target)
+        except Stuck as error:
+            return self._stuck.setdefault(place, Missing(error.message))
+        except BenchError as error:
+            return Missing(error.message)

@@ -158,4 +158,4 @@ class World:
             program = find_pgbouncer(options.pgbouncer)
             return PgBouncer(program, endpoint, verifier, options.pool_size, self.directory)
         python = options.proxy_python or Path(sys.executable)
-        return Pgtenant(python, endpoint, options.pool_size, self.directory)
+        return Pgtenant(python, endpoint, verifier, options.pool_size, self.directory)
