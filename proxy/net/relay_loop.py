@@ -6,8 +6,8 @@ selector knows: when one is ready, `select()` calls it, and polls again.
 
 The rules that keep the loop whole:
 
-- `select()` returns when asyncio has something to do, when its timeout is due, or when `budget` seconds of relay work
-  have passed while something waits for asyncio.
+- `select()` returns when asyncio has something to do or its timeout is due.  It looks after each batch of events, and
+  takes as many at a time as fit into `budget` seconds.
 - Code that runs inside `select()` never calls the loop: asyncio has computed its timeout already.  It appends to
   `mailbox` instead; a non-empty mailbox is reported to asyncio as a readable descriptor (`watch_mailbox`).
 - An exception in a link is contained: `Link.contain` closes that link and what is linked to it.
@@ -34,6 +34,7 @@ EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
 
 MAX_EVENTS: Final = 512
+FEW_EVENTS: Final = 8
 UNTIL_FOREVER: Final = 1e18
 
 
@@ -64,8 +65,8 @@ class Link:
 class RelaySelector:
     """One epoll for asyncio's descriptors and for links.
 
-    `budget` is in seconds.  `now` is the monotonic time of the current batch of events, which everything in a link
-    may use instead of asking the clock.
+    `budget` is in seconds, and meant for the work between two looks at asyncio.  `now` is the monotonic time of the
+    current batch of events, which everything in a link may use instead of asking the clock.
     """
 
     def __init__(self, budget: float = 0.0015) -> None:
@@ -75,6 +76,7 @@ class RelaySelector:
         self._links: list[Link | None] = [None] * 64
         self._ready_links: list[Link] = []
         self._budget = budget
+        self._most_events = 64
         self._mail_fd = -1
         self.mailbox: list[object] = []
         self.now = time.monotonic()
@@ -185,12 +187,14 @@ class RelaySelector:
             until = start + timeout if timeout > 0.0 else 0.0
         while True:
             wait = self._wait_time(until)
-            events = self._poll(wait, MAX_EVENTS)
+            events = self._poll(wait, self._most_events)
             now = time.monotonic()
             self.now = now
             self._serve(events, ready)
             if self._ready_links:
                 self._serve_ready_links()
+            if len(events) >= FEW_EVENTS:
+                self._keep_to_budget(len(events))
             if ready or self.mailbox or until <= self.now:
                 break
             if len(events) == 0 and wait != 0.0:
@@ -207,6 +211,18 @@ class RelaySelector:
             return -1.0
         return math.ceil((until - self.now) * 1e3) * 1e-3
 
+    def _keep_to_budget(self, count: int) -> None:
+        """Take fewer events at a time when these took too long, more when there is room for them.
+
+        A batch is never left before its end: the kernel puts what it has reported behind what it has not, so that
+        everybody has a turn, but whoever is left out of a batch would be left out of the next one, too.
+        """
+        taken = time.monotonic() - self.now
+        if taken > self._budget:
+            self._most_events = max(FEW_EVENTS, count // 2)
+        elif count == self._most_events and 2.0 * taken < self._budget:
+            self._most_events = min(MAX_EVENTS, 2 * count)
+
     def _serve(self, events: Any, ready: list[tuple[SelectorKey, int]]) -> None:
         links = self._links
         served = 0
@@ -220,9 +236,6 @@ class RelaySelector:
                     self._contain(link, error)
                 links = self._links
                 served += 1
-                if served & 15 == 0 and (ready or self.mailbox) and time.monotonic() - self.now > self._budget:
-                    # What is left of the batch is reported again by the next poll: epoll is level-triggered.
-                    break
             else:
                 key = self._keys.get(fd)
                 if key is not None:
