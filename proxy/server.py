@@ -18,13 +18,14 @@ from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer, DialSettings
 from proxy.net.front_door import DoorSettings, FrontDoor
 from proxy.net.hub import Hub, held_back
-from proxy.net.listener import Listener
+from proxy.net.listener import Listener, ListenError
 from proxy.net.mailroom import Mailroom
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
 from proxy.net.tls import ClientTls, ServerTlsContexts, TlsConfigError
-from proxy.observability.http import HttpEndpoint
+from proxy.observability.http import Check, HttpEndpoint, ReloadFailed, Routes
+from proxy.observability.metrics import CONTENT_TYPE, NodeMetrics
 from proxy.pool.janitor import run_janitor
 from proxy.pool.ledger import FLAG_HELD_BACK, NodeLedger
 from proxy.pool.tenancy import Defaults, Target, Tenancy
@@ -35,6 +36,7 @@ from proxy.routing.snapshot import Sealer, SnapshotFile, SnapshotKeeper
 from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterTable
 from proxy.settings import Settings, SettingsError
+from proxy.version import build_info
 from registry.contract import RegistryReader, RegistryUnavailable
 
 log = structlog.get_logger(__name__)
@@ -114,6 +116,9 @@ class Node:
         path = settings.routing.snapshot
         self.keeper = None if path is None else SnapshotKeeper(self.resolver, SnapshotFile(path, sealer))
         self.http: HttpEndpoint | None = None
+        self.metrics = NodeMetrics(
+            self.ledger, self.tenancy, self.door, self.hub, routing=self.resolver.status, build=build_info()
+        )
         self.grace_over = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unsettled: set[int] = set()
@@ -140,6 +145,8 @@ class Node:
         self.spawn(self.resolver.follow())
         self.spawn(run_janitor(self._sweep, self.clock))
         self.listener.start()
+        if self.settings.http.enabled:
+            await self._start_http()
 
     async def reload(self) -> int:
         """Read the registry and the certificate again now; returns the registry's version.
@@ -149,6 +156,22 @@ class Node:
         if self.client_tls is not None:
             self.client_tls.reload()
         return await self.resolver.reload()
+
+    async def reload_for_http(self) -> dict[str, object]:
+        """Reload because somebody with the token asked for it; raises ReloadFailed."""
+        try:
+            return {"registry_version": await self.reload()}
+        except (RegistryUnavailable, TlsConfigError) as error:
+            raise ReloadFailed(str(error)) from None
+
+    def readiness(self) -> list[Check]:
+        """Whether this node should get clients.  A registry that is down does not make it useless: it remembers."""
+        status = self.resolver.status()
+        registry = "" if status.registry_up else f"serving from memory: {status.reason}"
+        return [
+            Check("accepting", not self.door.stopping, "stopping" if self.door.stopping else ""),
+            Check("registry", status.registry_up or status.version > 0, registry),
+        ]
 
     async def reload_and_log(self) -> None:
         """Reload on a signal, where there is nobody to tell but the log."""
@@ -172,8 +195,30 @@ class Node:
         await self._cancel_tasks()
         if self.keeper is not None:
             await self.keeper.save()
+        if self.http is not None:
+            await self.http.stop()
         self.mailroom.close()
         await self.resolver.close()
+
+    async def _start_http(self) -> None:
+        """Serve HTTP; raises ListenError."""
+        http = self.settings.http
+        routes = Routes(
+            metrics=self.metrics.render,
+            metrics_type=CONTENT_TYPE,
+            ready=self.readiness,
+            reload=self.reload_for_http,
+            admin_token=self.admin_token,
+        )
+        endpoint = HttpEndpoint(http.host, http.port, routes)
+        try:
+            await endpoint.start()
+        except OSError as error:
+            raise ListenError(
+                f"HTTP cannot listen on {http.host}:{http.port}: {error.strerror or error}",
+                "Stop what listens there, set http.port to another port, or http.enabled = false.",
+            ) from None
+        self.http = endpoint
 
     def _sweep(self, now: float) -> None:
         self.hub.driver.tick(now, self.settings.pool.linger)
