@@ -127,8 +127,7 @@ class BackendLink(Stream):
         if front.pins or state.pins:
             self._stay_pinned(client)
             return
-        client.backend = None
-        self.client = None
+        client.part(self)
         if self.mask != EPOLLIN | EPOLLRDHUP:
             self.watch()
         now = self.selector.now
@@ -200,7 +199,19 @@ class BackendLink(Stream):
             client.contain(error)
             return
         self.host.internal_error(self, error)
-        self.host.discard(self, "an internal error")
+        self.drop("an internal error")
+
+    def drop(self, reason: str) -> None:
+        """Close after an exception: at once, where closing in good order is what fails."""
+        if self.entry.state < CLOSING:
+            try:
+                self.host.discard(self, reason)
+            except Exception as error:  # noqa: BLE001 - its slot would never be free again
+                self.host.internal_error(self, error)
+            else:
+                return
+        if self.polled:
+            self.lost(reason)
 
     def _pieces(self, client: ClientLink, data: bytes, count: i64) -> None:
         """Pass on a chunk of which not all is for the client, or not all can be judged yet."""

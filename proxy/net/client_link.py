@@ -182,12 +182,16 @@ class ClientLink(Stream):
         backend = self.backend
         if backend is not None:
             self.part(backend)
-            self.host.discard(backend, "an internal error")
-        self.finish(
-            self.host.farewell(self, TOLD_INTERNAL, ""),
-            "internal error",
-            self.selector.now + FAREWELL_TIME,
-        )
+            backend.drop("an internal error")
+        if not self.finishing:
+            until = self.selector.now + FAREWELL_TIME
+            try:
+                self.finish(self.host.farewell(self, TOLD_INTERNAL, ""), "internal error", until)
+            except Exception as second:  # noqa: BLE001 - it would stay on the books for ever
+                self.host.internal_error(self, second)
+            else:
+                return
+        self.close("internal error")
 
     def _without_backend(self, data: bytes) -> bytes:
         """Deal with what needs no backend; the answer is empty, or begins with a message that needs one."""
