@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
-from typing import cast
 
 import pytest
+from harness.waiting import eventually
 
 from registry import Registry, open_registry
 from registry.contract import Address, ChangeKind, Limits, RegistryUnavailable, RouteChange, Secret, TenantState
@@ -23,7 +22,7 @@ A_SECOND = 1.0
 
 
 def feed_of(registry: Registry, after: int | None = None) -> AbstractAsyncContextManager[Feed]:
-    return aclosing(cast("Feed", registry.reader.changes(after=after)))
+    return aclosing(registry.reader.changes(after=after))
 
 
 async def next_of(feed: Feed, seconds: float = 10.0) -> list[RouteChange]:
@@ -36,7 +35,9 @@ async def test_the_first_batch_is_everything_at_the_present_version(registry: Re
         assert await next_of(feed) == [RouteChange(await registry.reader.version(), ChangeKind.EVERYTHING)]
 
 
-async def test_a_change_of_another_process_is_seen_within_a_second(registry: Registry, acme: int, open_it: Open) -> None:
+async def test_a_change_of_another_process_is_seen_within_a_second(
+    registry: Registry, acme: int, open_it: Open
+) -> None:
     async with open_it() as other, feed_of(other) as feed:
         await next_of(feed)
         for _ in range(3):
@@ -91,9 +92,7 @@ async def test_a_log_pruned_past_the_position_means_everything(registry: Registr
         assert await next_of(feed) == [RouteChange(now, ChangeKind.TENANT, acme)]
 
 
-async def test_the_log_is_pruned_by_itself(
-    registry: Registry, acme: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_log_is_pruned_by_itself(registry: Registry, acme: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transactions, "KEPT_VERSIONS", 3)
     monkeypatch.setattr(transactions, "PRUNE_EVERY", 1)
     before = await registry.reader.version()
@@ -169,17 +168,23 @@ async def test_concurrent_changes_of_one_tenant_lose_nothing(registry: Registry,
 
 async def test_a_failed_transaction_changes_nothing(registry: Registry, acme: int) -> None:
     before = await registry.reader.version()
-    with pytest.raises(RuntimeError):
+
+    async def fail() -> None:
         async with registry.service.transaction() as tx:
             tx.changed(ChangeKind.TENANT, acme)
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
     assert await registry.reader.version() == before
 
 
 async def test_what_stays_the_same_makes_no_version(registry: Registry, acme: int) -> None:
     service, before = registry.service, await registry.reader.version()
     await service.set_tenant("acme", TenantChange(server="eu1", database_name="acme_data", aliases=("Acme",)))
-    await service.set_server("eu1", ServerChange(addresses=(Address("10.0.0.1"),), role_password=Secret("of the server")))
+    await service.set_server(
+        "eu1", ServerChange(addresses=(Address("10.0.0.1"),), role_password=Secret("of the server"))
+    )
     await service.set_login("app", "acme", LoginChange(password=Secret("sesame")))
     await service.resume_tenant("acme")
     assert await registry.reader.version() == before
@@ -222,7 +227,7 @@ async def test_a_replaced_file_ends_the_feed(tmp_path: Path) -> None:
     async with open_registry(f"sqlite:///{path}", poll_interval=0.02) as registry, feed_of(registry) as feed:
         await next_of(feed)
         shutil.copy(path, tmp_path / "copy")
-        os.replace(tmp_path / "copy", path)
+        (tmp_path / "copy").replace(path)
         with pytest.raises(RegistryUnavailable, match="replaced"):
             await next_of(feed)
 
@@ -232,19 +237,13 @@ async def test_a_closed_feed_leaves_no_connection(
 ) -> None:
     if registry_url.startswith("sqlite"):
         pytest.skip("counted in PostgreSQL only")
-    listening = (
-        "select count(*) from pg_stat_activity where query like 'LISTEN%%' or application_name = 'pgtenant registry'"
-        f" and datname = '{registry_url.rpartition('/')[2]}'"
-    ).replace("%%", "%")
+    connections = f"select count(*) from pg_stat_activity where datname = '{registry_url.rpartition('/')[2]}'"
     server = request.getfixturevalue("pg18")
-    before = int(server.psql(listening))
+    before = server.psql(connections)
     task = asyncio.create_task(_follow_forever(registry))
-    async with asyncio.timeout(10):
-        while int(server.psql(listening)) == before:
-            await asyncio.sleep(0.02)
-        task.cancel()
-        while int(server.psql(listening)) > before:
-            await asyncio.sleep(0.02)
+    await eventually(lambda: server.psql(connections) != before, what="the connection of the feed")
+    task.cancel()
+    await eventually(lambda: server.psql(connections) == before, what="the end of the connection")
 
 
 async def _follow_forever(registry: Registry) -> None:

@@ -13,13 +13,21 @@ from registry.contract import (
     Credentials,
     Limits,
     RegistryUnavailable,
+    Route,
     Secret,
     TenantState,
     TlsMode,
 )
 from registry.domain.models import LoginChange, ServerChange, TenantChange
+from registry.errors import RegistryError
 from registry.secrets import KeyRing, generate_key
 from registry.service import RegistryService
+
+
+async def route_of(registry: Registry, name: str) -> Route:
+    route = (await registry.reader.route_by_name(name)).value
+    assert route is not None
+    return route
 
 
 async def test_a_route_is_found_by_slug_alias_id_and_database(registry: Registry, acme: int) -> None:
@@ -36,21 +44,22 @@ async def test_a_route_is_found_by_slug_alias_id_and_database(registry: Registry
 
 async def test_the_servers_reserve_is_not_the_nodes(registry: Registry, acme: int) -> None:
     await registry.service.set_server("eu1", ServerChange(max_connections=200, reserve=15, tls_mode=TlsMode.REQUIRE))
-    server = (await registry.reader.route_by_id(acme)).value.server
+    server = (await route_of(registry, "acme")).server
+    assert server is not None
     assert (server.max_connections, server.tls_mode) == (185, TlsMode.REQUIRE)
 
 
 async def test_a_tenant_without_a_role_uses_the_servers(registry: Registry, acme: int) -> None:
-    route = (await registry.reader.route_by_id(acme)).value
+    route = await route_of(registry, "acme")
     assert route.role == Credentials("app", Secret("of the server"))
     await registry.service.set_tenant("acme", TenantChange(role_user="acme_role", role_password=Secret("own")))
-    route = (await registry.reader.route_by_id(acme)).value
+    route = await route_of(registry, "acme")
     assert route.role == Credentials("acme_role", Secret("own"))
 
 
 async def test_a_pending_tenant_has_a_route_without_a_server(registry: Registry) -> None:
     await registry.service.add_tenant("new", TenantChange(limits=Limits(pool_size=3, queue_wait_timeout=1.5)))
-    route = (await registry.reader.route_by_name("new")).value
+    route = await route_of(registry, "new")
     assert (route.state, route.server, route.database_name, route.role) == (TenantState.PENDING, None, None, None)
     assert route.limits == Limits(pool_size=3, queue_wait_timeout=1.5)
 
@@ -68,7 +77,9 @@ async def test_unknown_names_are_answered_with_a_version(registry: Registry, nam
 async def test_an_ambiguous_database_gives_two_routes(registry: Registry, acme: int) -> None:
     await registry.service.add_server("eu2", ServerChange(addresses=(Address("10.0.0.2"),)))
     for slug in ("b", "c"):
-        await registry.service.add_tenant(slug, TenantChange(server="eu2", database_name="acme_data", aliases=(f"{slug}1", f"{slug}2")))
+        await registry.service.add_tenant(
+            slug, TenantChange(server="eu2", database_name="acme_data", aliases=(f"{slug}1", f"{slug}2"))
+        )
     assert [route.slug for route in (await registry.reader.routes_by_database("acme_data")).value] == ["acme", "b"]
 
 
@@ -131,7 +142,7 @@ async def test_a_secret_of_another_key_harms_only_its_tenant(
 async def test_an_unreachable_registry_is_unavailable_and_keeps_its_password() -> None:
     async with open_registry("postgresql://node:hunter2@127.0.0.1:1/nowhere", None) as registry:
         for ask in (registry.reader.version(), registry.reader.route_by_name("acme"), registry.reader.reload()):
-            with pytest.raises(RegistryUnavailable, match="node@127.0.0.1:1/nowhere") as caught:
+            with pytest.raises(RegistryUnavailable, match=r"node@127\.0\.0\.1:1/nowhere") as caught:
                 await ask
             assert "hunter2" not in str(caught.value)
         with pytest.raises(RegistryUnavailable):
@@ -164,7 +175,7 @@ async def test_a_registry_restarted_under_the_reader_is_found_again(
 async def test_a_file_that_is_no_database_is_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
     path.write_text("this is no database, but it is long enough to be looked at" * 20)
-    with pytest.raises(Exception, match="no registry|not a database"):
+    with pytest.raises(RegistryError, match="is no registry"):
         async with open_registry(f"sqlite:///{path}"):
             pass
 
@@ -173,10 +184,14 @@ async def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "deeper" / "registry.db"
     async with open_registry(f"sqlite:///{path}") as registry:
         await registry.service.add_tenant("acme")
-        assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
+        assert {mode_of(path.with_name(f"registry.db{suffix}")) for suffix in ("", "-wal", "-shm")} == {0o600}
 
 
 async def test_service_lists_what_was_added(service: RegistryService, acme: int) -> None:
     assert [server.name for server in await service.servers()] == ["eu1"]
     assert [tenant.slug for tenant in await service.tenants(server="eu1", state=TenantState.READY)] == ["acme"]
     assert [(login.user, login.tenant) for login in await service.logins(tenant="acme")] == [("app", "acme")]
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777

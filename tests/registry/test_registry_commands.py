@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from harness.databases import Database
+from harness.shared import ca_file
+from typer.testing import CliRunner, Result
+
+from proxy.demo.facts import ServerFacts
+from registry import cli
+from registry.secrets import generate_key
+from registry.verifiers import build_verifier, fits
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `pgtenant ARGUMENTS` on an SQLite registry of this test's own."""
+    app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
+    cli.register(app)
+    monkeypatch.setenv("PGTENANT_REGISTRY", f"sqlite:///{tmp_path}/registry.db")
+    monkeypatch.setenv("PGTENANT_ENCRYPTION_KEYS", generate_key("k1"))
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str, stdin: str = "", status: int = 0) -> Result:
+        result = CliRunner().invoke(app, list(arguments), input=stdin)
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def filled(run: Run) -> Run:
+    run(
+        "server",
+        "add",
+        "eu1",
+        "--host",
+        "10.0.0.1",
+        "--role",
+        "app",
+        "--role-password-file",
+        "-",
+        stdin="role secret\n",
+    )
+    run("tenant", "add", "acme", "--server", "eu1", "-d", "acme_data", "--alias", "acme-old", "--limit", "pool_size=4")
+    run("login", "add", "app", "-t", "acme", "--password-stdin", stdin="sesame\n")
+    return run
+
+
+def answer(run: Run, *arguments: str, **options: Any) -> Any:
+    return json.loads(run(*arguments, "--json", **options).stdout)
+
+
+def test_lists_show_what_was_added(filled: Run) -> None:
+    for group, expected in (("server", "10.0.0.1:5432"), ("tenant", "acme_data"), ("login", "scram-sha-256")):
+        assert expected in filled(group, "list").stdout
+    assert answer(filled, "server", "list")[0]["hosts"] == ["10.0.0.1:5432"]
+    tenant = answer(filled, "tenant", "show", "acme-old")
+    assert (tenant["slug"], tenant["limits"], tenant["logins"]) == ("acme", {"pool_size": 4}, ["app"])
+    assert answer(filled, "server", "show", "eu1")["tenants"] == ["acme"]
+
+
+def test_empty_lists_say_how_to_begin(run: Run) -> None:
+    run("registry", "upgrade")
+    for group in ("server", "tenant", "login"):
+        assert f"pgtenant {group} add" in run(group, "list").stdout
+        assert answer(run, group, "list") == []
+
+
+def test_nothing_that_is_printed_holds_a_secret(filled: Run) -> None:
+    filled("tenant", "set", "acme", "--role", "own", "--role-password-file", "-", stdin="own secret")
+    for command in (
+        ("server", "list"),
+        ("server", "show", "eu1"),
+        ("tenant", "show", "acme"),
+        ("login", "list"),
+        ("registry", "export"),
+    ):
+        for more in ((), ("--json",)):
+            output = filled(*command, *more).output
+            assert not any(secret in output for secret in ("role secret", "own secret", "sesame"))
+
+
+def test_a_made_password_is_printed_once(filled: Run) -> None:
+    added = filled("login", "add", "made", "--tenant", "acme")
+    password = added.stdout.strip()
+    assert len(password) == 24
+    assert "not shown again" in added.stderr
+    assert password not in filled("login", "list", "--json").output
+    rotated = answer(filled, "login", "rotate", "made", "--tenant", "acme")
+    assert rotated["password"] not in {password, ""}
+    given = filled("login", "rotate", "made", "-t", "acme", "--password-stdin", stdin="chosen by hand\n")
+    assert given.stdout == ""
+    assert "chosen by hand" not in given.output
+
+
+def test_a_password_may_come_from_a_file_a_variable_or_a_verifier(
+    filled: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pw").write_text("from a file\n")
+    monkeypatch.setenv("PW", "from a variable")
+    (tmp_path / "verifier").write_text(build_verifier("elsewhere", b"0123456789abcdef") + "\n")
+    filled("login", "add", "a", "--all-tenants", "--password-file", "pw")
+    filled("login", "add", "b", "--all-tenants", "--password-env", "PW")
+    filled("login", "add", "c", "--all-tenants", "--verifier-file", "verifier")
+    exported = filled("registry", "export").stdout
+    verifiers = [line.split('"')[1] for line in exported.splitlines() if line.startswith("verifier")]
+    for password in ("from a file", "from a variable", "elsewhere", "sesame"):
+        assert any(fits(password, verifier) for verifier in verifiers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tenant", "show", "nobody"), "there is no tenant 'nobody'"),
+        (("tenant", "add", "Acme"), "'Acme' is no slug"),
+        (("tenant", "set", "acme", "--limit", "pool=3"), "'pool=3' is no limit"),
+        (("tenant", "set", "acme", "--limit", "pool_size=many"), "'many' is no value for pool_size"),
+        (("server", "add", "eu2"), "a server needs a host"),
+        (("server", "add", "eu2", "--host", "a:b"), "'a:b' is no address"),
+        (("server", "remove", "eu1", "--yes"), "server 'eu1' has 1 tenant"),
+        (("server", "remove", "eu1"), "this needs a confirmation"),
+        (("tenant", "remove", "acme"), "this needs a confirmation"),
+        (("login", "add", "app"), "a login is of one tenant or of all"),
+        (("login", "add", "app", "-t", "acme"), "there is a login 'app' of tenant 'acme' already"),
+        (("login", "add", "x", "-t", "acme", "--password-stdin"), "there is no password in standard input"),
+        (("login", "add", "x", "-t", "acme", "--password-env", "NONE"), "there is no password in the environment"),
+        (("login", "rotate", "x", "-t", "acme"), "there is no login 'x' of tenant 'acme'"),
+        (("registry", "apply", "none.toml"), "none.toml cannot be read"),
+        (("tenant", "list", "--registry", "mysql://secret@x/y"), "the registry's URL begins with 'mysql'"),
+        (("tenant", "list", "--registry", "sqlite:///none.db"), "there is no registry sqlite:///none.db"),
+        (("tenant", "list", "--registry", "postgresql://u:secret@127.0.0.1:1/x"), "the registry cannot be reached"),
+        (("secrets", "generate-key", "--id", "a b"), "a key's id must have"),
+    ],
+)
+def test_mistakes_are_answered_with_a_hint(filled: Run, arguments: tuple[str, ...], message: str) -> None:
+    result = filled(*arguments, status=1)
+    assert message in result.stderr
+    assert "hint:" in result.stderr or "cannot be read" in message
+    assert "secret@" not in result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_other_keys_than_the_registrys_are_refused_before_anything_is_sealed(
+    filled: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGTENANT_ENCRYPTION_KEYS", generate_key("other"))
+    result = filled("server", "set", "eu1", "--role-password-file", "-", stdin="x", status=1)
+    assert "'k1', which is not on the key ring" in result.stderr
+    monkeypatch.delenv("PGTENANT_ENCRYPTION_KEYS")
+    result = filled("server", "set", "eu1", "--role-password-file", "-", stdin="x", status=1)
+    assert "pgtenant secrets generate-key" in result.stderr
+
+
+def test_keys_are_rotated(filled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = filled("secrets", "generate-key", "--id", "k2").stdout.strip()
+    monkeypatch.setenv("PGTENANT_ENCRYPTION_KEYS", f"{new},{os.environ['PGTENANT_ENCRYPTION_KEYS']}")
+    assert answer(filled, "secrets", "rotate") == {"sealed_anew": 2, "secrets": 2}
+    monkeypatch.setenv("PGTENANT_ENCRYPTION_KEYS", new)
+    assert "have the first key already" in filled("secrets", "rotate").stderr
+
+
+def test_tenants_are_suspended_resumed_changed_and_removed(filled: Run) -> None:
+    assert answer(filled, "tenant", "suspend", "acme")["state"] == "SUSPENDED"
+    assert [one["slug"] for one in answer(filled, "tenant", "list", "--state", "SUSPENDED")] == ["acme"]
+    assert answer(filled, "tenant", "resume", "acme")["state"] == "READY"
+    changed = answer(
+        filled, "tenant", "set", "acme", "-d", "other", "--limit", "pool_size=default", "--limit", "weight=3"
+    )
+    assert (changed["database"], changed["limits"], changed["generation"]) == ("other", {"weight": 3}, 2)
+    assert answer(filled, "tenant", "set", "acme", "--no-database", "--no-alias")["state"] == "PENDING"
+    filled("tenant", "remove", "acme", "--yes")
+    assert answer(filled, "login", "list") == []
+    filled("server", "remove", "eu1", "--yes")
+
+
+def test_a_server_is_drained_and_undrained(filled: Run) -> None:
+    assert answer(filled, "server", "drain", "eu1")["draining"] is True
+    assert answer(filled, "server", "undrain", "eu1")["draining"] is False
+
+
+def test_an_export_is_applied_and_shown_as_a_diff(filled: Run, tmp_path: Path) -> None:
+    filled("registry", "export", "--output", "out.toml")
+    assert (tmp_path / "out.toml").stat().st_mode & 0o777 == 0o600
+    assert "Nothing to change." in filled("registry", "apply", "out.toml").stdout
+    filled("tenant", "set", "acme", "--limit", "pool_size=9")
+    filled("tenant", "add", "more")
+    rehearsed = filled("registry", "apply", "out.toml", "--dry-run", "--prune").stdout
+    assert "~ tenant acme\n    pool_size: 9 -> 4\n" in rehearsed
+    assert "- tenant more" in rehearsed
+    assert "0 to add, 1 to change, 1 to remove.  Nothing was changed." in rehearsed
+    applied = answer(filled, "registry", "apply", "out.toml", "--prune")
+    assert [(one["action"], one["name"]) for one in applied["differences"]] == [("remove", "more"), ("change", "acme")]
+
+
+def test_the_settings_file_says_where_the_registry_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGTENANT_REGISTRY")
+    (tmp_path / "node.toml").write_text(f'[registry]\nurl = "sqlite:///{tmp_path}/other.db"\n')
+    assert answer(run, "registry", "upgrade", "--config", "node.toml")["before"] is not None
+    assert (tmp_path / "other.db").exists()
+
+
+def test_a_server_is_tried_out(run: Run, pg17: ServerFacts, pg18: ServerFacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    for server, name, tls in ((pg17, "new", "verify-ca"), (pg18, "old", "disable")):
+        monkeypatch.setenv("PW", server.password)
+        more = ("--tls-ca", str(ca_file(server))) if tls == "verify-ca" else ()
+        run("server", "add", name, "--host", f"{server.host}:{server.port}", "--tls", tls, *more,
+            "--admin", server.superuser, "--admin-password-env", "PW", "--max-connections", "100000")  # fmt: skip
+    found = answer(run, "server", "test", "new")
+    (probe,) = found["probes"]
+    assert found["ok"] is True
+    assert probe["version"].startswith("17")
+    assert probe["tls"].startswith("TLSv1")
+    assert probe["may_create_databases"] is True
+    assert 0 < probe["latency"] < 1
+    assert "the registry allows 100000 connections" in found["warnings"][0]
+    text = run("server", "test", "old")
+    assert "PostgreSQL 18" in text.stdout
+    assert "none" in text.stdout
+
+
+def test_a_server_that_cannot_be_used_says_why(
+    run: Run, pg18: ServerFacts, make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database(pg18)
+    monkeypatch.setenv("PW", database.password)
+    add = ("server", "add", "x", "--host", "127.0.0.1:1", "--host", f"{pg18.host}:{pg18.port}")
+    run(*add, "--role", database.role, "--role-password-env", "PW")
+    tried = run("server", "test", "x")
+    assert "x at 127.0.0.1:1" in tried.stderr
+    assert "may create databases  no" in tried.stdout
+    monkeypatch.setenv("PW", "wrong password")
+    run("server", "set", "x", "--role-password-env", "PW")
+    failed = run("server", "test", "x", status=1)
+    assert "password authentication failed" in failed.stderr
+    assert "wrong password" not in failed.output
+    run("server", "set", "x", "--tls", "require")
+    assert "SSL" in run("server", "test", "x", status=1).stderr
+
+
+class Node(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        right = self.path == "/reload" and self.headers["Authorization"] == "Bearer admin secret"
+        body = b'{"version": 7}' if right else b"wrong token"
+        self.send_response(200 if right else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def node() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Node) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_node_is_told_to_reload(run: Run, node: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "no admin token" in run("registry", "reload", "--http", node, status=1).stderr
+    monkeypatch.setenv("PGTENANT_ADMIN_TOKEN", "admin secret")
+    assert "version 7" in run("registry", "reload", "--http", node).stderr
+    (tmp_path / "token").write_text("another\n")
+    refused = run("registry", "reload", "--http", node, "--token-file", "token", status=1)
+    assert "the node refused (401): wrong token" in refused.stderr
+    for url in ("http://127.0.0.1:1", "file:///etc/passwd"):
+        assert "hint:" in run("registry", "reload", "--http", url, status=1).stderr
+
+
+def test_every_command_explains_itself(run: Run) -> None:
+    for group in ("server", "tenant", "login", "registry", "secrets"):
+        listing = run(group, "--help").stdout
+        assert "Commands" in listing
+    for command in (("server", "add"), ("tenant", "set"), ("login", "add"), ("registry", "apply")):
+        text = run(*command, "--help").stdout
+        assert "pgtenant " in text
+        assert "PGTENANT_REGISTRY" in text

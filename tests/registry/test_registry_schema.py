@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from registry import open_registry
+from registry.errors import NotFound, SchemaError
+from registry.location import parse_location
+from registry.secrets import KeyRing
+from registry.store import schema
+from registry.store.database import Database
+from registry.store.postgres import PostgresDatabase
+from registry.store.sqlite import SqliteDatabase
+from registry.store.tables import metadata
+
+
+def database_at(url: str) -> Database:
+    location = parse_location(url)
+    return SqliteDatabase(location) if location.path is not None else PostgresDatabase(location)
+
+
+async def test_an_empty_database_is_migrated_to_the_tables_of_the_program(registry_url: str) -> None:
+    database = database_at(registry_url)
+    try:
+        assert await schema.upgrade(database) == (None, schema.newest_revision())
+        assert await schema.current(database) == schema.newest_revision()
+        assert await schema.upgrade(database) == (schema.newest_revision(), schema.newest_revision())
+        await schema.check(database)
+        async with database.alone() as connection:
+            differences = await connection.run_sync(
+                lambda sync: compare_metadata(
+                    MigrationContext.configure(sync, opts={"version_table": schema.VERSION_TABLE}), metadata
+                )
+            )
+        assert differences == []
+    finally:
+        await database.close()
+
+
+async def test_constraints_have_the_names_of_the_convention(registry_url: str) -> None:
+    def names(connection: sa.Connection) -> set[str | None]:
+        inspector = sa.inspect(connection)
+        return {
+            name
+            for table in inspector.get_table_names()
+            if table != schema.VERSION_TABLE
+            for name in (
+                inspector.get_pk_constraint(table)["name"],
+                *(one["name"] for one in inspector.get_foreign_keys(table)),
+                *(one["name"] for one in inspector.get_unique_constraints(table)),
+                *(one["name"] for one in inspector.get_check_constraints(table)),
+            )
+        }
+
+    database = database_at(registry_url)
+    try:
+        await schema.upgrade(database)
+        async with database.alone() as connection:
+            found = await connection.run_sync(names)
+        expected = {"ck_clock_one_row"} | {
+            str(constraint.name)
+            for table in metadata.tables.values()
+            for constraint in table.constraints
+            if constraint.name is not None and not isinstance(constraint, sa.CheckConstraint)
+        }
+        # SQLite has no name for the key of a table whose ids are never given again.
+        unnamed = {"pk_logins", "pk_servers", "pk_tenants"} if None in found else set()
+        assert found - {None} == expected - unnamed
+    finally:
+        await database.close()
+
+
+async def test_of_several_migrators_one_migrates(registry_url: str, keyring: KeyRing) -> None:
+    async def migrate() -> tuple[str | None, str]:
+        async with open_registry(registry_url, keyring) as registry:
+            return await registry.upgrade()
+
+    outcomes = await asyncio.gather(*(migrate() for _ in range(4)))
+    assert {after for _, after in outcomes} == {schema.newest_revision()}
+    assert sum(before is None for before, _ in outcomes) <= 1
+    async with open_registry(registry_url, keyring) as registry:
+        await registry.check_schema()
+        assert await registry.reader.version() == 1
+
+
+async def test_tables_of_a_newer_program_are_left_alone(registry_url: str, keyring: KeyRing) -> None:
+    database = database_at(registry_url)
+    try:
+        await schema.upgrade(database)
+        async with database.writing.begin() as connection:
+            await connection.execute(sa.text("update schema_version set version_num = '9999'"))
+        with pytest.raises(SchemaError, match="9999"):
+            await schema.check(database)
+        with pytest.raises(SchemaError, match="9999") as caught:
+            async with open_registry(registry_url, keyring) as registry:
+                await registry.upgrade()
+        assert caught.value.hint == "use a newer pgtenant"
+    finally:
+        await database.close()
+
+
+async def test_a_missing_file_is_not_made_by_who_only_reads(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no registry"):
+        async with open_registry(f"sqlite:///{tmp_path}/typo.db", create=False):
+            pass
+    assert not (tmp_path / "typo.db").exists()
+
+
+async def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
+    async with open_registry(f"sqlite:///{tmp_path}/registry.db") as registry:
+        await registry.service.add_tenant("acme")
+    with sqlite3.connect(tmp_path / "registry.db") as connection:
+        assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
+    connection.close()
