@@ -30,6 +30,12 @@ class Registry:
         self.location = database.location
         self.reader = StoredReader(database, vault, interval=poll_interval)
         self.service = RegistryService(database, vault)
+        self._migrated: tuple[str | None, str] | None = None
+
+    async def open(self) -> None:
+        """Bring an SQLite file to this program's version; of a PostgreSQL database nothing is asked yet."""
+        if self.location.kind == SQLITE and await schema.current(self._database) != schema.newest_revision():
+            self._migrated = await schema.upgrade(self._database)
 
     async def upgrade(self) -> tuple[str | None, str]:
         """Bring the tables to this program's version; returns the version before (None: no tables) and after.
@@ -39,7 +45,7 @@ class Registry:
         """
         versions = await schema.upgrade(self._database)
         await self.check_keys()
-        return versions
+        return self._migrated or versions
 
     async def check_schema(self) -> None:
         """Raise SchemaError unless the tables are those of this program."""
@@ -71,8 +77,7 @@ async def open_registry(
     database = _database(parse_location(url), create=create)
     registry = Registry(database, Vault(keyring), poll_interval=poll_interval)
     try:
-        if database.location.kind == SQLITE and await schema.current(database) != schema.newest_revision():
-            await schema.upgrade(database)
+        await registry.open()
         yield registry
     finally:
         await registry.close()

@@ -139,6 +139,7 @@ class RegistryService:
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[AsyncConnection]:
         with self._database.errors():
+            await self._database.look_after_pools()
             async with self._database.reading.connect() as connection:
                 yield connection
 

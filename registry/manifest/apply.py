@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from registry.contract import Address, Limits, TenantState
-from registry.domain.models import KEEP, LoginRecord, Server, Tenant, TenantChange
+from registry.contract import Address, Limits, Secret, TenantState
+from registry.domain.models import KEEP, Keep, LoginRecord, Server, Tenant, TenantChange
 from registry.domain.names import format_address
 from registry.domain.states import resting_state
 from registry.domain.tenants import change_tenant
 from registry.errors import Invalid, RegistryError
 from registry.manifest.parse import LoginEntry, Manifest, ServerEntry, TenantEntry
-from registry.manifest.tables import ManifestError, Table, settled
+from registry.manifest.tables import ManifestError, SecretSpec, Table, settled
 from registry.operations import logins, servers, tenants
 from registry.service import RegistryService
 from registry.store.transaction import Transaction
@@ -90,7 +90,7 @@ async def apply_manifest(
     A dry run does the same and takes it back.  Raises ManifestError with file and line, and changes nothing then.
     """
     async with service.transaction(commit=not dry_run) as tx:
-        run = _Run(tx, manifest)
+        run = _Run(tx, manifest, rehearsal=dry_run)
         if prune:
             await run.prune_tenants_and_logins()
         await run.put_servers()
@@ -102,8 +102,9 @@ async def apply_manifest(
 
 
 class _Run:
-    def __init__(self, tx: Transaction, manifest: Manifest) -> None:
+    def __init__(self, tx: Transaction, manifest: Manifest, *, rehearsal: bool) -> None:
         self._tx = tx
+        self._rehearsal = rehearsal
         self._manifest = manifest
         self._slugs: set[str] = set()
         self.differences: list[Difference] = []
@@ -136,10 +137,10 @@ class _Run:
     async def _put_server(self, entry: ServerEntry, before: Server | None) -> None:
         change = replace(
             entry.change,
-            admin_password=settled(
+            admin_password=self._settled(
                 entry.admin_password, entry.table, present=before is not None and before.has_admin_password
             ),
-            role_password=settled(
+            role_password=self._settled(
                 entry.role_password, entry.table, present=before is not None and before.has_role_password
             ),
         )
@@ -168,7 +169,9 @@ class _Run:
                     await tenants.set_tenant(self._tx, entry.slug, TenantChange(aliases=kept))
 
     async def _put_tenant(self, entry: TenantEntry, before: Tenant | None, places: dict[str, int]) -> None:
-        password = settled(entry.role_password, entry.table, present=before is not None and before.has_role_password)
+        password = self._settled(
+            entry.role_password, entry.table, present=before is not None and before.has_role_password
+        )
         change = replace(entry.change, role_password=password)
         if entry.suspended:
             change = replace(change, state=TenantState.SUSPENDED)
@@ -204,8 +207,8 @@ class _Run:
 
     async def _put_login(self, entry: LoginEntry, before: LoginRecord | None) -> None:
         has_one = before is not None or entry.change.verifier is not KEEP
-        password = settled(entry.password, entry.table, present=has_one)
-        role_password = settled(
+        password = self._settled(entry.password, entry.table, present=has_one)
+        role_password = self._settled(
             entry.role_password, entry.table, present=before is not None and before.has_role_password
         )
         change = replace(entry.change, password=KEEP if password is None else password, role_password=role_password)
@@ -215,15 +218,22 @@ class _Run:
             after = await logins.set_login(self._tx, entry.user, entry.tenant, change)
             self._note(Action.CHANGE, after, before)
 
+    def _settled(self, spec: SecretSpec, table: Table, *, present: bool) -> Secret | Keep | None:
+        return settled(spec, table, present=present, rehearsal=self._rehearsal)
+
     def _note(self, action: Action, after: Record, before: Record | None = None) -> None:
         replaced = self._tx.take_replaced()
         changes = [] if action is Action.REMOVE else list(_fields(before, after))
-        changes += [FieldChange(column, SECRET, NEW_SECRET) for column in replaced]
+        changes += [_secret_change(column, is_new=before is None) for column in replaced]
         if isinstance(after, LoginRecord) and isinstance(before, LoginRecord) and before.verifier != after.verifier:
             changes.append(FieldChange("password", SECRET, NEW_SECRET))
         if action is not Action.CHANGE or changes:
             kind = {Server: "server", Tenant: "tenant", LoginRecord: "login"}[type(after)]
             self.differences.append(Difference(action, kind, label(after), tuple(changes)))
+
+
+def _secret_change(key: str, *, is_new: bool) -> FieldChange:
+    return FieldChange(key, "", SECRET) if is_new else FieldChange(key, SECRET, NEW_SECRET)
 
 
 def label(record: Record) -> str:
@@ -242,16 +252,16 @@ def _fields(before: Record | None, after: Record) -> Iterator[FieldChange]:
         if one.name in hidden or old == new or (before is None and new in (None, (), False)):
             continue
         if isinstance(new, Limits):
-            yield from _limits(old or Limits(), new)
+            yield from _limits(old, new)
         else:
             yield FieldChange(_NAMES.get(one.name, one.name), "" if before is None else shown(old), shown(new))
 
 
-def _limits(old: Limits, new: Limits) -> Iterator[FieldChange]:
+def _limits(old: Limits | None, new: Limits) -> Iterator[FieldChange]:
     for one in fields(Limits):
-        before, after = getattr(old, one.name), getattr(new, one.name)
+        before, after = getattr(old or Limits(), one.name), getattr(new, one.name)
         if before != after:
-            yield FieldChange(one.name, shown(before), shown(after))
+            yield FieldChange(one.name, "" if old is None else shown(before), shown(after))
 
 
 def shown(value: Any) -> str:

@@ -184,18 +184,20 @@ class Table:
             raise self.error(key, f"{text!r} is no {key}", f"one of: {', '.join(choices)}") from None
 
 
-def settled(spec: SecretSpec, table: Table, *, present: bool) -> Secret | Keep | None:
+def settled(spec: SecretSpec, table: Table, *, present: bool, rehearsal: bool) -> Secret | Keep | None:
     """What to do about a secret: one whose variable is not set stays, with a warning, where there is one.
 
-    Raises ManifestError where there is none.
+    Raises ManifestError where there is none; a rehearsal goes on with a stand-in.
     """
     if not isinstance(spec, MissingVariable):
         return spec
-    if not present:
-        raise table.error(
-            spec.key, f"the environment variable {spec.variable} is not set", "set it to the secret, and apply again"
-        )
-    table.warnings.append(
-        str(table.error(spec.key, f"{spec.variable} is not set, so the present secret stays as it is"))
+    unset = table.error(
+        spec.key, f"the environment variable {spec.variable} is not set", "set it to the secret, and apply again"
     )
-    return KEEP
+    if present:
+        table.warnings.append(f"{unset}, so the present secret stays as it is")
+        return KEEP
+    if rehearsal:
+        table.warnings.append(f"{unset}, which applying needs")
+        return Secret(spec.variable)
+    raise unset

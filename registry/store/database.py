@@ -135,13 +135,19 @@ class Database(ABC):
                     raise
                 return await self._fetch(statement)
 
+    @abstractmethod
+    async def look_after_pools(self) -> None:
+        """Forget pooled connections to what is not the registry any more; raises RegistryUnavailable."""
+
     async def _fetch(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
+        await self.look_after_pools()
         async with self.reading.connect() as connection:
             return list((await connection.execute(statement)).all())
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[AsyncConnection]:
         """A connection outside the pools, closed at the end."""
+        await self.look_after_pools()
         connection = await self.single.connect()
         try:
             yield connection

@@ -66,6 +66,9 @@ class PostgresDatabase(Database):
     async def announce(self, connection: AsyncConnection, version: int) -> None:
         await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, str(version))))
 
+    async def look_after_pools(self) -> None:
+        """A connection to a server that went away says so when it is used."""
+
     async def watch(self, connection: AsyncConnection) -> Watch:
         driver: Any = (await connection.get_raw_connection()).driver_connection
         watch = NotifyWatch(driver)

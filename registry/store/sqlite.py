@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from registry.contract import RegistryUnavailable
 from registry.errors import Invalid, RegistryError
+from registry.location import Location
 from registry.store.database import LOCK_TIMEOUT, POOL_TIMEOUT, Database, Watch
 
 READERS: Final = 4
@@ -27,6 +28,10 @@ _MISSING_TABLE: Final = ("no such table", "no such column")
 
 class SqliteDatabase(Database):
     """See Database; the file is made when it is missing, and nobody but its owner may read it."""
+
+    def __init__(self, location: Location) -> None:
+        super().__init__(location)
+        self._pooled_from: tuple[int, int] | None = None
 
     def create_file(self) -> None:
         """Make the file where it is missing; raises RegistryError where that cannot be."""
@@ -85,6 +90,14 @@ class SqliteDatabase(Database):
 
     async def announce(self, connection: AsyncConnection, version: int) -> None:
         """The file's data_version tells."""
+
+    async def look_after_pools(self) -> None:
+        # An open file stays readable when another one has taken its place, as a restored backup does.
+        present = _identity(self.path)
+        if self._pooled_from is not None and present != self._pooled_from:
+            await self.reading.dispose()
+            await self.writing.dispose()
+        self._pooled_from = present
 
     async def watch(self, connection: AsyncConnection) -> Watch:
         watch = DataVersionWatch(self.path, connection)

@@ -119,6 +119,7 @@ async def changing(database: Database, vault: Vault, *, commit: bool = True) -> 
     Raises RegistryUnavailable, SchemaError; and Conflict for what a constraint refuses.
     """
     with database.errors():
+        await database.look_after_pools()
         try:
             async with database.writing.connect() as connection, connection.begin() as bounds:
                 await database.take_turn(connection)

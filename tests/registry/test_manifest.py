@@ -184,11 +184,14 @@ async def test_an_unset_variable_leaves_a_secret_and_makes_none(registry: Regist
     with pytest.raises(ManifestError, match=r"m\.toml:9: server 'eu1': the environment variable ADMIN is not set"):
         await put(registry, FULL, directory, {})
     assert await registry.service.servers() == []
+    rehearsed = await put(registry, FULL, directory, {}, dry_run=True)
+    assert len(rehearsed.differences) == 6
+    assert "m.toml:9: server 'eu1': the environment variable ADMIN is not set, which applying" in rehearsed.warnings[0]
     await put(registry, FULL, directory)
     applied = await put(registry, FULL, directory, {})
     assert applied.differences == ()
     assert len(applied.warnings) == 3
-    assert "m.toml:9: server 'eu1': ADMIN is not set" in applied.warnings[0]
+    assert "ADMIN is not set, so the present secret stays" in applied.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,25 @@ async def test_a_replaced_file_ends_the_feed(tmp_path: Path) -> None:
             await next_of(feed)
 
 
+async def test_a_restored_file_is_read_and_a_missing_one_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    async with open_registry(f"sqlite:///{path}") as registry:
+        await registry.service.add_tenant("before")
+    shutil.copy(path, tmp_path / "backup")
+    async with open_registry(f"sqlite:///{path}") as registry:
+        await registry.service.add_tenant("after")
+        assert (await registry.reader.route_by_name("after")).value is not None
+        path.unlink()
+        for ask in (registry.reader.version(), registry.service.tenants(), anext(registry.reader.changes())):
+            with pytest.raises(RegistryUnavailable):
+                await ask
+        (tmp_path / "registry.db-wal").unlink()
+        (tmp_path / "registry.db-shm").unlink()
+        (tmp_path / "backup").replace(path)
+        assert (await registry.reader.route_by_name("after")).value is None
+        assert [tenant.slug for tenant in await registry.service.tenants()] == ["before"]
+
+
 async def test_a_closed_feed_leaves_no_connection(
     registry: Registry, registry_url: str, request: pytest.FixtureRequest
 ) -> None:

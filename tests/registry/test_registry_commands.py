@@ -210,7 +210,8 @@ def test_the_settings_file_says_where_the_registry_is(
 ) -> None:
     monkeypatch.delenv("PGTENANT_REGISTRY")
     (tmp_path / "node.toml").write_text(f'[registry]\nurl = "sqlite:///{tmp_path}/other.db"\n')
-    assert answer(run, "registry", "upgrade", "--config", "node.toml")["before"] is not None
+    assert answer(run, "registry", "upgrade", "--config", "node.toml")["before"] is None
+    assert "already" in run("registry", "upgrade", "--config", "node.toml").stderr
     assert (tmp_path / "other.db").exists()
 
 
