@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import registry.cli
 import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import registry.cli
 from proxy import server
 from proxy.demo import command as demo
 from proxy.net.listener import ListenError
@@ -29,6 +29,7 @@ from proxy.version import build_info
 from proxy.wire import StartupOptionError
 from proxy.wire.options import parse_startup_options
 from registry import open_registry
+from registry.contract import RegistryUnavailable
 from registry.errors import RegistryError, SecretError
 from registry.secrets import KEYS_VARIABLE, KeyRing
 
@@ -87,6 +88,11 @@ def main() -> None:
         console.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
         if error.hint:
             console.print(f"[bold]hint:[/bold] {escape(error.hint)}", highlight=False)
+        raise SystemExit(1) from None
+    except RegistryUnavailable as error:
+        console.print(
+            f"[bold red]error:[/bold red] the registry cannot be reached: {escape(str(error))}", highlight=False
+        )
         raise SystemExit(1) from None
 
 

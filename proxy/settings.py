@@ -19,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 ENV_PREFIX: Final = "PGTENANT_"
 """Variables `PGTENANT_<SECTION>__<NAME>` override the file."""
 
+REGISTRY_VARIABLE: Final = "PGTENANT_REGISTRY"
+"""The registry's URL, for a node as for the commands that change it."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -236,6 +239,8 @@ def load_settings(path: Path | None, env: Mapping[str, str] = os.environ) -> Set
     if path is not None:
         data = _read(path)
     origin = "the environment" if path is None else str(path)
+    if registry := env.get(REGISTRY_VARIABLE):
+        data["registry"] = {**data.get("registry", {}), "url": registry}
     for section, values in _from_environment(env).items():
         merged = data.setdefault(section, {})
         if isinstance(merged, dict):

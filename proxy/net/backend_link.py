@@ -138,6 +138,8 @@ class BackendLink(Stream):
         state.queries = 0
         counters.transaction_times.add(now - client.linked_at)
         entry = self.entry
+        if state.to_reset:
+            entry.flags |= FLAG_DIRTY
         if entry.flags | pool.flags | entry.server.flags == 0:
             entry.state = IDLE
             entry.since = now
@@ -164,6 +166,7 @@ class BackendLink(Stream):
         """Begin DISCARD ALL; `LinkHost.settled` follows."""
         self.switching = self.plain
         self.state.pins = 0
+        self.state.to_reset = False
         self.state.unnamed_owner = 0
         self.run_own(b"DISCARD ALL")
 

@@ -339,7 +339,7 @@ class ClientLink(Stream):
         backend = self.backend
         if backend is None:
             return
-        dirty = (self.front.pins | backend.state.pins) & PINS_DIRTY != 0
+        dirty = (self.front.pins | backend.state.pins) & PINS_DIRTY != 0 or backend.state.to_reset
         clean = backend.between_transactions() and self.front.left == 0
         self.part(backend)
         if not clean:

@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 MAX_HEAD: Final = 8192
 REQUEST_TIMEOUT: Final = 5.0
+TURN_AWAY_TIMEOUT: Final = 0.5
 MAX_CONNECTIONS: Final = 64
 REASONS: Final = {
     200: "OK",
@@ -107,8 +108,10 @@ class HttpEndpoint:
         self._connections += 1
         try:
             if self._connections > MAX_CONNECTIONS:
-                await _answer(writer, 503, {"error": "too many connections"})
-                return
+                # What is left unread when the socket closes would make the system throw the answer away.
+                async with asyncio.timeout(TURN_AWAY_TIMEOUT):
+                    await reader.read(MAX_HEAD)
+                raise _Refused(503, "too many connections")
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 request = await _read_request(reader)
             await self._dispatch(request, writer)

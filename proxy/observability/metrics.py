@@ -80,15 +80,15 @@ class NodeMetrics:
 
     async def render(self) -> AsyncIterator[bytes]:
         """Yield the text in pieces, and give the loop its turn between them."""
-        sums = self._sums()
-        for family in self._families(sums):
+        for family in self.families():
             for piece in _slices(family):
                 yield piece
                 await asyncio.sleep(0)
         yield generate_latest(self._process)
 
-    def _families(self, sums: dict[str, _Sum]) -> Iterator[Metric]:
-        yield from self._of_tenants(sums)
+    def families(self) -> Iterator[Metric]:
+        """Everything there is, a family at a time."""
+        yield from self._of_tenants(self._sums())
         yield from self._of_servers()
         yield from self._of_node()
 
@@ -134,14 +134,34 @@ class NodeMetrics:
         one.clients["idle"] += max(0, tenant.clients - active - tenant.waiting)
 
     def _of_tenants(self, sums: dict[str, _Sum]) -> Iterator[Metric]:
-        clients = GaugeMetricFamily("pgtenant_clients", "Clients by state.", labels=["tenant", "state"])
-        backends = GaugeMetricFamily("pgtenant_backends", "Backends by state.", labels=["tenant", "state"])
-        pinned = GaugeMetricFamily("pgtenant_pinned_clients", "Clients that keep their backend.", labels=["tenant"])
-        transactions = CounterMetricFamily("pgtenant_transactions", "Transactions ended.", labels=["tenant"])
-        queries = CounterMetricFamily("pgtenant_queries", "Requests answered.", labels=["tenant"])
-        received = CounterMetricFamily("pgtenant_client_received_bytes", "Bytes from clients.", labels=["tenant"])
-        sent = CounterMetricFamily("pgtenant_client_sent_bytes", "Bytes to clients.", labels=["tenant"])
-        errors = CounterMetricFamily("pgtenant_errors", "Errors told to clients.", labels=["tenant", "sqlstate"])
+        clients = GaugeMetricFamily(
+            "pgtenant_clients",
+            "Clients by state: active have a backend, waiting queue for one, idle need none now.",
+            labels=["tenant", "state"],
+        )
+        backends = GaugeMetricFamily(
+            "pgtenant_backends",
+            "Backends by state; all of them hold a slot on their server.",
+            labels=["tenant", "state"],
+        )
+        pinned = GaugeMetricFamily(
+            "pgtenant_pinned_clients", "Clients that keep their backend because of session state.", labels=["tenant"]
+        )
+        transactions = CounterMetricFamily(
+            "pgtenant_transactions", "Transactions (or single statements) that have ended.", labels=["tenant"]
+        )
+        queries = CounterMetricFamily("pgtenant_queries", "Requests answered with ReadyForQuery.", labels=["tenant"])
+        received = CounterMetricFamily(
+            "pgtenant_client_received_bytes", "Bytes received from clients.", labels=["tenant"]
+        )
+        sent = CounterMetricFamily(
+            "pgtenant_client_sent_bytes", "Bytes of backends sent to clients.", labels=["tenant"]
+        )
+        errors = CounterMetricFamily(
+            "pgtenant_errors",
+            "Errors told to clients, those of PostgreSQL included, by SQLSTATE.",
+            labels=["tenant", "sqlstate"],
+        )
         waits = HistogramMetricFamily(
             "pgtenant_queue_wait_seconds", "Waits of those who had to queue for a backend.", labels=["tenant"]
         )
@@ -165,9 +185,13 @@ class NodeMetrics:
         yield from (clients, backends, pinned, transactions, queries, received, sent, errors, waits, times)
 
     def _of_servers(self) -> Iterator[Metric]:
-        slots = GaugeMetricFamily("pgtenant_server_slots", "Slots held on a server.", labels=["server"])
-        caps = GaugeMetricFamily("pgtenant_server_slots_max", "Slots that may be held.", labels=["server"])
-        waiting = GaugeMetricFamily("pgtenant_server_waiting_clients", "Clients that wait.", labels=["server"])
+        slots = GaugeMetricFamily("pgtenant_server_slots", "Slots held on a server by this node.", labels=["server"])
+        caps = GaugeMetricFamily(
+            "pgtenant_server_slots_max", "Slots that this node may hold on a server.", labels=["server"]
+        )
+        waiting = GaugeMetricFamily(
+            "pgtenant_server_waiting_clients", "Clients that wait for a backend on a server.", labels=["server"]
+        )
         failures = CounterMetricFamily(
             "pgtenant_server_connect_failures", "Backends that could not be opened.", labels=["server"]
         )
@@ -184,21 +208,25 @@ class NodeMetrics:
 
     def _of_node(self) -> Iterator[Metric]:
         status = self._routing()
-        refused = CounterMetricFamily("pgtenant_logins_refused", "Logins refused.", labels=["reason"])
+        refused = CounterMetricFamily(
+            "pgtenant_logins_refused", "Logins refused, by the name of the error.", labels=["reason"]
+        )
         for reason, count in self._door.refused.items():
             refused.add_metric([reason], count)
         yield refused
         yield _counter("pgtenant_logins", "Logins completed.", self._door.logins)
         yield _counter(
             "pgtenant_internal_errors",
-            "Exceptions contained inside the proxy; each is a defect.",
+            "Exceptions contained inside the proxy; each is a defect of it.",
             self._hub.internal_errors + self._door.internal_errors + self._hub.selector.contained,
         )
         yield _gauge("pgtenant_registry_up", "1 while the registry answers.", float(status.registry_up))
         yield _gauge("pgtenant_registry_version", "Version of the registry that is in force.", status.version)
         yield _gauge("pgtenant_registry_lag_seconds", "Seconds since all changes were known.", status.lag)
         yield _counter("pgtenant_registry_queries", "Questions put to the registry.", status.queries)
-        build = GaugeMetricFamily("pgtenant_build_info", "The running build.", labels=["version", "relay", "python"])
+        build = GaugeMetricFamily(
+            "pgtenant_build_info", "Always 1; the labels tell the running build.", labels=["version", "relay", "python"]
+        )
         build.add_metric([self._build.version, self._build.relay, self._build.python], 1)
         yield build
 

@@ -7,7 +7,7 @@ from typing import Final
 
 _TEMPORARY: Final = re.compile(rb"\b(?:temp|temporary|pg_temp)\b")
 _SET_CONFIG: Final = re.compile(rb"\bset_config\b")
-_ADVISORY: Final = re.compile(rb"advisory_(?!xact)")
+_ADVISORY: Final = re.compile(rb"advisory_(?!xact|unlock)")
 _HOLD: Final = re.compile(rb"\bhold\b")
 
 PIN_TEMPORARY: Final = 8

@@ -30,12 +30,15 @@ def parameter_pairs(
 ) -> tuple[tuple[bytes, bytes], ...]:
     """Bring settings into their canonical form: the last value of each name, in the order of names.
 
-    Raises ValueError for more than `MAX_PARAMETERS`, or for an empty name.
+    Raises ValueError for more than `MAX_PARAMETERS`, for an empty name, and for values that cannot be quoted safely.
     """
     latest: dict[bytes, tuple[bytes, bytes]] = {}
     for name, value in pairs:
         if not name:
             raise ValueError("a setting without a name")
+        if b"\\" in value and not value.isascii():
+            # In some client encodings a backslash is the second byte of a character, and quoting cannot tell.
+            raise ValueError("a setting with both a backslash and characters that are not ASCII")
         latest[name.lower()] = (name, value)
         if len(latest) > MAX_PARAMETERS:
             raise ValueError(f"more than {MAX_PARAMETERS} settings")

@@ -79,6 +79,8 @@ PIN_STATEMENT: Final = 256
 PIN_UNNAMED: Final = 512
 PIN_DOUBT: Final = 1024
 PIN_SESSION: Final = 2048
+TO_RESET: Final = 4096
+"""Not a pin: the client has taken away settings, those that the proxy set for it included; see `BackState.to_reset`."""
 PINS_DIRTY: Final = 511
 """The pins that leave something in the backend which DISCARD ALL removes."""
 
@@ -115,6 +117,7 @@ class BackState:
         self.readies: i64 = 0
         self.swallowed_error: bytes = b""
         self.pins: i64 = 0
+        self.to_reset: bool = False
         self.queries: i64 = 0
         self.errors: list[bytes] = []
         self.closed_names: list[bytes] = []
@@ -351,7 +354,11 @@ class BackState:
                 return
         elif first != _R and first != _L and first != _P and first != _D:
             return
-        self.pins |= _pins_of_tag(data[pos + 5 : end - 1])
+        pins = _pins_of_tag(data[pos + 5 : end - 1])
+        if pins == TO_RESET:
+            self.to_reset = True
+        else:
+            self.pins |= pins
 
     def _error(self, data: bytes, pos: i64, end: i64) -> None:
         if self.swallowing:
@@ -438,9 +445,10 @@ class BackState:
 
 
 def _pins_of_tag(tag: bytes) -> i64:
-    if tag == b"SET" or tag == b"RESET" or tag == b"DISCARD ALL":
-        # The last takes away what the proxy has set for the client, too.
+    if tag == b"SET":
         return PIN_SET
+    if tag == b"RESET" or tag == b"DISCARD ALL":
+        return TO_RESET
     if tag == b"LISTEN":
         return PIN_LISTEN
     if tag == b"PREPARE":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from harness.databases import Database
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.demo.facts import ServerFacts
@@ -75,6 +75,11 @@ def test_only_differences_are_in_the_statement() -> None:
     assert statement == b"RESET \"c\"; SELECT pg_catalog.set_config('b', '4', false)"
 
 
+def test_a_value_that_some_encodings_could_not_quote_safely_is_refused() -> None:
+    with pytest.raises(ValueError, match="backslash"):
+        parameter_pairs([(b"application_name", "表\\".encode("cp932"))])
+
+
 AWKWARD = [
     "plain",
     "",
@@ -88,7 +93,8 @@ AWKWARD = [
     "\\\\''\\",
     "\\x41\\u0041",
     "a\nb\tc",
-    "ünïcödé \\ '",
+    "ünïcödé '",
+    "ascii \\ '",
     "$$ $1 %s {0}",
     '"quoted"',
 ]
@@ -148,6 +154,7 @@ def test_awkward_values_arrive_as_they_are(session: psycopg.Connection, standard
     st.sampled_from(["on", "off"]),
 )
 def test_any_value_arrives_as_it_is(session: psycopg.Connection, value: str, standard: str) -> None:
+    assume("\\" not in value or value.isascii())
     session.execute(f"set standard_conforming_strings = {standard}")
     switch(session, EMPTY, dotted(("my.setting", value)))
     assert setting(session, "my.setting") == value

@@ -455,8 +455,6 @@ def test_own_statement_never_reaches_the_client_however_its_replies_are_cut(size
     ("tag", "pin"),
     [
         ("SET", PIN_SET),
-        ("RESET", PIN_SET),
-        ("DISCARD ALL", PIN_SET),
         ("LISTEN", PIN_LISTEN),
         ("PREPARE", PIN_PREPARE),
         ("SELECT 1", 0),
@@ -475,9 +473,19 @@ def test_tag_of_what_stays_in_the_session_pins(tag: str, pin: int) -> None:
     assert bool(pin & PINS_DIRTY) == bool(pin)
 
 
+@pytest.mark.parametrize("tag", ["RESET", "DISCARD ALL"])
+def test_tag_of_what_takes_settings_away_asks_for_a_reset_and_does_not_pin(tag: str) -> None:
+    pair = RelayPair()
+    pair.client(query("x"))
+    pair.server(command_complete(tag), ready())
+    assert pair.back.pins == 0
+    assert pair.back.to_reset
+
+
 @pytest.mark.parametrize(
     ("text", "pin"),
     [
+        ("SELECT pg_advisory_unlock_all()", 0),
         ("CREATE TEMP TABLE t ()", PIN_TEMPORARY),
         ("create\n\ttemporary view v as select 1", PIN_TEMPORARY),
         ("create table pg_temp.t ()", PIN_TEMPORARY),

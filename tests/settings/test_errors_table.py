@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ def every_spec() -> list[ErrorSpec]:
     return list(ERRORS.values())
 
 
-def sample(spec: ErrorSpec) -> dict[str, object]:
+def sample(spec: ErrorSpec) -> dict[str, Any]:
     numbers = {"seconds": 2.5, "limit": 10, "pinned": 3, "pool_size": 4}
     return {name: numbers.get(name, f"some {name}") for name in spec.fields}
 

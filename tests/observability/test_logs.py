@@ -1,0 +1,72 @@
+"""The log: for people, for machines, without secrets, and bounded under a storm."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from proxy.observability.logs import EVENTS_PER_SECOND, Limiter, configure_logs
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_json_is_a_line_per_event() -> None:
+    out = io.StringIO()
+    configure_logs(style="json", level="info", stream=out)
+    structlog.get_logger("x").info("client connected", tenant="acme")
+    logging.getLogger("library").warning("careful: %s", "now")
+    first, second = (json.loads(line) for line in out.getvalue().splitlines())
+    assert (first["event"], first["tenant"], first["level"]) == ("client connected", "acme", "info")
+    assert (second["event"], second["level"]) == ("careful: now", "warning")
+
+
+def test_levels_below_the_set_one_are_silent() -> None:
+    out = io.StringIO()
+    configure_logs(style="console", level="warning", stream=out)
+    structlog.get_logger("x").info("quiet")
+    structlog.get_logger("x").warning("loud")
+    assert "loud" in out.getvalue()
+    assert "quiet" not in out.getvalue()
+
+
+def test_fields_that_sound_like_secrets_are_blanked() -> None:
+    out = io.StringIO()
+    configure_logs(style="json", level="info", stream=out)
+    structlog.get_logger("x").info("careless", password="pw1", admin_token="pw2", cancel_key="pw3", tenant="acme")
+    assert "pw" not in out.getvalue().replace("password", "")
+    assert "acme" in out.getvalue()
+
+
+def test_a_storm_of_refusals_is_cut_and_counted() -> None:
+    now = [0.0]
+    limiter = Limiter(clock=lambda: now[0])
+    passed = 0
+    for _ in range(EVENTS_PER_SECOND + 50):
+        try:
+            limiter(None, "info", {"event": "client refused"})
+            passed += 1
+        except structlog.DropEvent:
+            pass
+    assert passed == EVENTS_PER_SECOND
+    now[0] = 1.5
+    assert limiter(None, "info", {"event": "client refused"})["suppressed"] == 50
+    assert "suppressed" not in limiter(None, "info", {"event": "client refused"})
+
+
+def test_other_events_are_never_cut() -> None:
+    limiter = Limiter(most=1, clock=lambda: 0.0)
+    for _ in range(5):
+        assert limiter(None, "error", {"event": "internal error contained"})

@@ -1,0 +1,95 @@
+"""Settings: where they come from, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from harness.references import ROOT, errors_page
+
+from proxy.settings import Settings, SettingsError, admin_token, load_settings
+from proxy.settings_reference import settings_reference
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "pgtenant.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_reference_in_configs_is_in_step_with_the_models() -> None:
+    assert (ROOT / "configs" / "pgtenant.toml").read_text() == settings_reference()
+
+
+def test_the_reference_has_every_setting_and_loads_as_the_defaults(tmp_path: Path) -> None:
+    text = settings_reference()
+    assert load_settings(written(tmp_path, text), {}) == Settings()
+    for section in tomllib.loads(text):
+        for name in type(getattr(Settings(), section)).model_fields:
+            assert re.search(rf"^(# )?{name} = ", text, re.MULTILINE), f"{section}.{name} is missing"
+
+
+def test_the_reference_shows_values_for_settings_without_a_default_that_load(tmp_path: Path) -> None:
+    text = re.sub(r"^# (\w+ = )", r"\1", settings_reference(), flags=re.MULTILINE)
+    settings = load_settings(written(tmp_path, text), {})
+    assert settings.routing.shared_tenant == "shared"
+    assert settings.listen.tls_cert is not None
+
+
+def test_the_page_of_errors_is_in_step_with_the_table() -> None:
+    assert (ROOT / "docs" / "errors.md").read_text() == errors_page()
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[pool]\npool_size = 7\n[listen]\nport = 1000\n")
+    settings = load_settings(path, {"PGTENANT_POOL__POOL_SIZE": "9", "PGTENANT_ROUTING__ORDER": "user,database"})
+    assert (settings.pool.pool_size, settings.listen.port) == (9, 1000)
+    assert settings.routing.order == ("user", "database")
+
+
+def test_variables_of_other_purposes_are_no_settings() -> None:
+    assert load_settings(None, {"PGTENANT_ENCRYPTION_KEYS": "x", "PGTENANT_CONFIG": "y"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("[pool]\npol_size = 3\n", "there is no setting pool.pol_size", "pool_size"),
+        ("[pol]\nx = 3\n", "there is no setting pol", "pool"),
+        ("[listen]\nport = 70000\n", "listen.port", "configs/pgtenant.toml"),
+        ("[listen]\nport = 'many'\n", "listen.port", "configs/pgtenant.toml"),
+        ("[pool]\npool_size = 50\nmax_backends = 10\n", "pool_size (50) is above max_backends (10)", "explains"),
+        ("[listen]\ntls_mode = 'require'\n", "needs tls_cert and tls_key", "explains"),
+        ("[pool\n", "is not TOML", "configs/pgtenant.toml"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_a_hint(tmp_path: Path, text: str, said: str, hint: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, {})
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.toml"):
+        load_settings(tmp_path / "nowhere.toml", {})
+
+
+def test_the_admin_token_is_the_first_line_of_its_file_and_in_no_repr(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("abc-123\nmore\n")
+    settings = load_settings(written(tmp_path, f"[http]\nadmin_token_file = '{token}'\n"), {})
+    assert admin_token(settings) == "abc-123"
+    inline = load_settings(written(tmp_path, "[http]\nadmin_token = 'hidden-word'\n"), {})
+    assert admin_token(inline) == "hidden-word"
+    assert "hidden-word" not in repr(inline)
+
+
+def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, f"[http]\nadmin_token_file = '{tmp_path / 'gone'}'\n"), {})
+    with pytest.raises(SettingsError, match="gone"):
+        admin_token(settings)
