@@ -29,7 +29,7 @@ METRICS_HEAD = """\
 # Metrics
 
 `GET /metrics` on the HTTP endpoint (`[http]`) in Prometheus' text format; besides these there are the process metrics
-of prometheus-client (`process_cpu_seconds_total`, `process_resident_memory_bytes` and so on). The first 200 tenants that a
+of prometheus-client (`process_cpu_seconds_total` and so on). The first 200 tenants that a
 node serves have series of their own, all others are summed up in `tenant="_other"`; no counter ever decreases while a
 node runs.
 
