@@ -246,11 +246,10 @@ class FrontDoor:
         failure = state_failure(route)
         if failure is not None:
             raise failure
-        own = resolution.login.role if resolution.login is not None else None
-        role = own or route.role
-        if role is None or route.server is None or route.database_name is None:
+        override = resolution.login.role if resolution.login is not None else None
+        if (override or route.role) is None or route.server is None or route.database_name is None:
             raise Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, without a database or a role")
-        pool = self._tenancy.pool_for(route, role, self._hub.selector.now)
+        pool = self._tenancy.pool_for(route, override, self._hub.selector.now)
         if pool.flags & FLAG_HELD_BACK:
             raise held_back(pool)
         return pool

@@ -149,6 +149,7 @@ class PoolLedger:
         self.tenant = tenant
         self.server = server
         self.role = role
+        self.key: tuple[int, str] = (tenant.tenant_id, role)
         self.generation = 0
         self.min_size = 0
         self.queue_wait_timeout = 0.0

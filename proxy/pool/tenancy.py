@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from proxy.pool.counters import Counters
 from proxy.pool.ledger import FLAG_HELD_BACK, FLAG_MODE, NodeLedger, PoolLedger, ServerLedger, TenantLedger, repoint
@@ -78,13 +78,14 @@ class Tenancy:
         self.counters: dict[int, Counters] = {}
         self.slugs: dict[int, str] = {}
 
-    def pool_for(self, route: Route, role: Credentials, now: float) -> PoolLedger:
-        """Find or make the pool of this tenant and role.
+    def pool_for(self, route: Route, override: Credentials | None, now: float) -> PoolLedger:
+        """Find or make the pool of this tenant and role: the route's own, or that with which a login overrides it.
 
         Raises ValueError for a route without a server or database: such a tenant cannot be served.
         """
-        if route.server is None or route.database_name is None:
-            raise ValueError(f"tenant {route.slug} has no database")
+        role = override or route.role
+        if route.server is None or route.database_name is None or role is None:
+            raise ValueError(f"tenant {route.slug} has no database or no role")
         tenant = self.node.tenants.get(route.tenant_id)
         is_new = tenant is None
         if tenant is None:
@@ -93,14 +94,17 @@ class Tenancy:
             self.slugs[route.tenant_id] = route.slug
             self.node.tenants[route.tenant_id] = tenant
             self._limit_tenant(tenant, route)
-        key = (route.tenant_id, role.user)
+        key = (route.tenant_id, override.user if override is not None else ROUTES_OWN)
         pool = self.node.pools.get(key)
         if pool is None:
             pool = PoolLedger(tenant, self._server(route.server), role.user)
+            pool.key = key
             self.node.pools[key] = pool
             tenant.pools.append(pool)
             self._point(pool, route, role)
             self.node.refresh_flags(tenant)
+        elif override is not None:
+            self._renew(pool, route, override, now)
         pool.last_used = now
         if is_new:
             self._watch(route)
@@ -131,7 +135,7 @@ class Tenancy:
             if any(pool.last_used + after > now for pool in tenant.pools):
                 continue
             for pool in tenant.pools:
-                del self.node.pools[tenant.tenant_id, pool.role]
+                del self.node.pools[pool.key]
             del self.node.tenants[tenant.tenant_id]
             self._unwatch(tenant.tenant_id)
             freed += 1
@@ -145,15 +149,10 @@ class Tenancy:
     def _follow(self, pool: PoolLedger, route: Route | None, now: float) -> None:
         target = pool.target
         assert isinstance(target, Target)
-        if route is not None and self._is_served(route):
-            # A pool of another role than the route's own keeps its credentials; its logins bring new ones.
-            own = route.role is not None and route.role.user == pool.role
-            role = route.role if own and route.role is not None else target.credentials
-            self._point(pool, route, role)
-            if not target.leads_where(pool.target):
-                pool.generation += 1
-                pool.backoff_until = 0.0
-                self.driver.make_obsolete(pool, now)
+        role = route.role if route is not None and pool.key[1] == ROUTES_OWN else target.credentials
+        if route is not None and role is not None and self._is_served(route):
+            # The pool of a login's own role keeps its credentials; the login brings new ones.
+            self._renew(pool, route, role, now)
             if pool.flags & FLAG_HELD_BACK:
                 pool.held_back_state = ""
                 self.driver.let_go(pool, now)
@@ -161,6 +160,15 @@ class Tenancy:
             return
         pool.held_back_state = route.state.value if route is not None else ""
         self.driver.hold_back(pool, now)
+
+    def _renew(self, pool: PoolLedger, route: Route, role: Credentials, now: float) -> None:
+        """Let a pool lead to the same place as its route and role do; what leads elsewhere becomes obsolete."""
+        target = pool.target
+        self._point(pool, route, role)
+        if isinstance(target, Target) and not target.leads_where(pool.target):
+            pool.generation += 1
+            pool.backoff_until = 0.0
+            self.driver.make_obsolete(pool, now)
 
     def _limit_tenant(self, tenant: TenantLedger, route: Route) -> None:
         limits, defaults = route.limits, self.defaults
@@ -174,6 +182,7 @@ class Tenancy:
         assert route.database_name is not None
         limits, defaults = route.limits, self.defaults
         repoint(self.node, pool, self._server(route.server))
+        pool.role = role.user
         pool.target = Target(route.server, route.database_name, role, route.generation)
         pool.min_size = _pick(limits.min_pool_size, defaults.min_pool_size)
         pool.queue_wait_timeout = _pick(limits.queue_wait_timeout, defaults.queue_wait_timeout)
@@ -195,6 +204,9 @@ class Tenancy:
             server.max_connections = max(1, info.max_connections)
         return server
 
+
+ROUTES_OWN: Final = ""
+"""Stands in a pool's key for the route's own role, which may change its name."""
 
 MODES = {PoolMode.TRANSACTION: 0, PoolMode.SESSION: 1, PoolMode.STATEMENT: 2}
 

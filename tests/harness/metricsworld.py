@@ -68,7 +68,7 @@ class MetricsWorld:
         server = ServerInfo(1, "pg-a", (Address("127.0.0.1"),))
         role = Credentials("app")
         route = Route(number, f"t{number}", TenantState.READY, server, f"d{number}", role, 1)
-        pool = self.tenancy.pool_for(route, role, 0.0)
+        pool = self.tenancy.pool_for(route, None, 0.0)
         pool.counters.transactions += transactions
         pool.counters.waits.add(0.001)
         pool.counters.transaction_times.add(0.002)
