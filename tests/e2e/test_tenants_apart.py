@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import psycopg
 import pytest
 from harness.databases import Database
 from harness.proxy import ProxyProcess
+from harness.rawclient import bind, describe, execute, flush, parse, query, terminate
 from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import wait_until
 
@@ -74,32 +75,37 @@ def test_thousands_of_interleaved_transactions_read_only_the_tenants_own_rows(
         assert database.backends() <= 2
 
 
+DISASTERS = (
+    [query("begin; update mine set note = 'dirty' where id = 1; select pg_sleep(5)")],
+    [query("begin; update mine set note = 'dirty' where id = 2"), terminate()],
+    [query("create temp table leftover (a int)"), query("set search_path = pg_catalog")],
+    [query("copy mine from stdin"), b"d\x00\x00\x00\x10too"],
+    [query("copy (select repeat('x', 1000) from generate_series(1, 100000)) to stdout")],
+    [parse("select 1 from mine")[:-3]],
+    [query("begin"), parse("update mine set note = 'dirty'"), bind(), execute(), flush()],
+    [
+        query("begin"),
+        parse("insert into mine values (-1, 'dirty')", "named"),
+        bind(statement="named"),
+        describe(),
+        execute(),
+    ],
+)
+
+
 def crash(proxy: ProxyProcess, tenant: TenantUnderTest, stop: threading.Event, seed: int) -> int:
     """Be a client that keeps vanishing in the middle of something; returns how often it did."""
     chance = random.Random(seed)
     crashes = 0
     while not stop.is_set():
-        try:
-            connection = psycopg.connect(proxy.url_of(tenant), prepare_threshold=None)
-        except psycopg.OperationalError:
-            continue
-        raw = socket.socket(fileno=connection.pgconn.socket)
-        kind = chance.randrange(4)
-        pgconn = connection.pgconn
-        if kind == 0:
-            pgconn.send_query(b"begin; update mine set note = 'dirty' where id = 1; select pg_sleep(5)")
-        elif kind == 1:
-            connection.execute("create temp table leftover (a int)")
-            connection.execute("set search_path = pg_catalog")
-        elif kind == 2:
-            pgconn.send_query(b"copy mine from stdin")
-            raw.sendall(b"d\x00\x00\x00\x10too")
-        else:
-            raw.sendall(b"P\x00\x00\x00\x20\x00select 1 from mine")
-        # Closing with unread data or not, politely or not: the proxy sees an end of stream or a reset.
-        raw.close()
-        connection._closed = True
-        crashes += 1
+        with proxy.connect() as client:
+            client.login(tenant.user, tenant.password, tenant.slug)
+            client.send(*chance.choice(DISASTERS))
+            if chance.randrange(2):
+                client.send(query("select 1"))
+            if chance.randrange(2):
+                client.reset()
+            crashes += 1
     return crashes
 
 
@@ -134,11 +140,9 @@ def test_ledger_agrees_with_what_the_server_counts(
     database = make_database(pg18, "a", seed=SEED)
     tenant = registry.add_tenant("acme", database)
     proxy = start_proxy(pool={"pool_size": 4})
-    connections = [psycopg.connect(proxy.url_of(tenant)) for _ in range(4)]
-    for connection in connections:
-        connection.execute("select 1")
-    assert database.backends() == 4 == proxy.metric("pgtenant_backends", tenant="acme")
-    assert proxy.metric("pgtenant_backends", tenant="acme", state="active") == 4
-    for connection in connections:
-        connection.close()
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(psycopg.connect(proxy.url_of(tenant))).execute("select 1")
+        assert database.backends() == 4 == proxy.metric("pgtenant_backends", tenant="acme")
+        assert proxy.metric("pgtenant_backends", tenant="acme", state="active") == 4
     wait_until(lambda: proxy.metric("pgtenant_backends", tenant="acme") == database.backends(), what="equal counts")
