@@ -47,6 +47,9 @@ def bench(
     scale: Annotated[int, typer.Option(min=1, help="pgbench's scale: 100,000 rows each")] = 1,
     pool_size: Annotated[int, typer.Option(min=1, help="Backends of either proxy")] = 20,
     copy_rows: Annotated[int, typer.Option(min=1, help="Rows of the big COPY")] = 5_000_000,
+    copy_filler: Annotated[
+        int, typer.Option(min=0, help="Characters added to each row of about 25; 75 makes rows like pgbench's")
+    ] = 0,
     idle_clients: Annotated[int, typer.Option(min=1, help="Clients that are connected and idle")] = 2_000,
     connect_clients: Annotated[int, typer.Option(min=1, help="Clients that connect again and again")] = 16,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of pgbench (default: half of the cores)")] = None,
@@ -80,6 +83,7 @@ def bench(
             scale=scale,
             pool_size=pool_size,
             copy_rows=min(QUICK_ROWS, copy_rows) if quick else copy_rows,
+            copy_filler=copy_filler,
             idle_clients=min(QUICK_IDLE, idle_clients) if quick else idle_clients,
             connect_clients=connect_clients,
             threads=threads or max(1, usable_cores() // 2),

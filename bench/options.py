@@ -27,6 +27,7 @@ class Options:
     scale: int = 1
     pool_size: int = 20
     copy_rows: int = 5_000_000
+    copy_filler: int = 0
     idle_clients: int = 2_000
     connect_clients: int = 16
     threads: int = 1

@@ -30,6 +30,21 @@ print(json.dumps({**dataclasses.asdict(build_info()), "text": str(build_info()),
 """
 
 
+# Run by the measured environment: its registry is to be filled by the package that will read it.
+FILL = """
+import asyncio, os, pathlib, sys
+from registry import open_registry
+from registry.manifest import apply_manifest, load_manifest
+from registry.secrets import KeyRing
+
+async def fill(url, path):
+    async with open_registry(url, KeyRing.parse(os.environ["PGTENANT_ENCRYPTION_KEYS"])) as registry:
+        await apply_manifest(registry.service, load_manifest(path))
+
+asyncio.run(fill(sys.argv[1], pathlib.Path(sys.argv[2])))
+"""
+
+
 def describe_build(python: Path, directory: Path) -> dict[str, Any]:
     """Ask another Python environment which pgtenant it has; `directory` must be outside of the source tree.
 
@@ -138,7 +153,7 @@ class Pgtenant:
             "login": [{"user": server.user, "tenant": TENANT, "verifier": self._verifier}],
         }
         path = self._write("tenants.toml", manifest)
-        command = [str(self._python), "-m", "proxy", "registry", "apply", str(path)]
+        command = [str(self._python), "-c", FILL, self._registry, str(path)]
         _run(command, self._directory, {**self._environment, PASSWORD_VARIABLE: server.password})
 
     def _write(self, name: str, content: Mapping[str, Any]) -> Path:
@@ -163,7 +178,7 @@ def _run(command: Sequence[str], directory: Path, environment: Mapping[str, str]
         raise BenchError(f"{command[0]} cannot be run: {error}", "--proxy-python names a Python interpreter") from error
     if ran.returncode != 0:
         raise BenchError(
-            f"{' '.join(command[:5])} failed: {ran.stderr.strip()[-500:]}",
+            f"{command[0]} failed: {ran.stderr.strip()[-500:]}",
             f"is pgtenant installed for {command[0]}? (pip install .)",
         )
     return ran.stdout

@@ -21,7 +21,7 @@ from bench.world import COPY_SINK
 
 TRANSACTION, CONNECTION, ROW, COPY, CLIENT = "transaction", "connection", "row", "copy", "client"
 COPY_OUT = (
-    "copy (select id, 'customer ' || id, (id % 100000) / 100.0"
+    "copy (select id, 'customer ' || id || repeat('x', :filler), round((id % 100000) / 100.0, 2)"
     " from (select generate_series(1, :rows) as id) as series) to stdout"
 )
 COPY_PATIENCE = 900.0
@@ -85,6 +85,7 @@ class CopyOut:
     cell: Cell
     tools: Tools
     rows: int
+    filler: int
     rounds: int | None = None
     proxies_only: bool = False
 
@@ -94,7 +95,7 @@ class CopyOut:
                 target,
                 self.rows,
                 lambda: self.tools.psql(
-                    copy_statement(self.rows), target.endpoint, stdout=sink, patience=COPY_PATIENCE
+                    copy_statement(self.rows, self.filler), target.endpoint, stdout=sink, patience=COPY_PATIENCE
                 ),
             )
 
@@ -109,6 +110,7 @@ class CopyIn:
     cell: Cell
     tools: Tools
     rows: int
+    filler: int
     file: Path
     origin: Endpoint
     rounds: int | None = None
@@ -129,7 +131,7 @@ class CopyIn:
     def _write_file(self) -> None:
         unfinished = self.file.with_suffix(".unfinished")
         with unfinished.open("wb") as sink:
-            self.tools.psql(copy_statement(self.rows), self.origin, stdout=sink, patience=COPY_PATIENCE)
+            self.tools.psql(copy_statement(self.rows, self.filler), self.origin, stdout=sink, patience=COPY_PATIENCE)
         unfinished.rename(self.file)
 
 
@@ -163,9 +165,9 @@ class Idle:
         return Reading(rate=clients / seconds, base=base, per_client=grown / clients)
 
 
-def copy_statement(rows: int) -> str:
+def copy_statement(rows: int, filler: int) -> str:
     """A COPY of generated rows, which the server makes one by one as it sends them."""
-    return COPY_OUT.replace(":rows", str(rows))
+    return COPY_OUT.replace(":rows", str(rows)).replace(":filler", str(filler))
 
 
 def make_workloads(options: Options, tools: Tools, origin: Endpoint, directory: Path) -> Sequence[Workload]:
@@ -189,9 +191,9 @@ def make_workloads(options: Options, tools: Tools, origin: Endpoint, directory: 
         elif scenario in COPIES:
             cell = Cell(scenario, 1, ROW, COPY)
             workloads.append(
-                CopyOut(cell, tools, options.copy_rows)
+                CopyOut(cell, tools, options.copy_rows, options.copy_filler)
                 if scenario is Scenario.COPY_OUT
-                else CopyIn(cell, tools, options.copy_rows, directory / "rows", origin)
+                else CopyIn(cell, tools, options.copy_rows, options.copy_filler, directory / "rows", origin)
             )
         else:
             workloads.append(Idle(Cell(scenario, options.idle_clients, CLIENT, CLIENT)))
