@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proxy.net.client_link import ClientLink
 
 TERMINATE: Final = b"X\x00\x00\x00\x04"
+_READY_HEADER: Final = b"Z\x00\x00\x00\x05"
 
 
 class BackendLink(Stream):
@@ -90,6 +91,8 @@ class BackendLink(Stream):
         state = self.state
         count = state.scan(data, 0)
         if count == len(data) and not state.swallowing:
+            if client.mode == MODE_STATEMENT:
+                data = self._without_ready(data)
             client.write(data)
             client.pool.counters.bytes_to_clients += count
         else:
@@ -215,6 +218,16 @@ class BackendLink(Stream):
                 return
         if self.polled:
             self.lost(reason)
+
+    def _without_ready(self, data: bytes) -> bytes:
+        """Cut off the ReadyForQuery within a transaction, which statement mode refuses: see `try_release`.
+
+        So the refusal is the statement's own error.  Behind a ReadyForQuery drivers would take it for a notice.
+        """
+        state = self.state
+        if state.status == STATUS_IDLE or state.open_batch or state.head < len(state.queue):
+            return data
+        return data[:-6] if data[-6:-1] == _READY_HEADER else data
 
     def _pieces(self, client: ClientLink, data: bytes, count: i64) -> None:
         """Pass on a chunk of which not all is for the client, or not all can be judged yet."""
