@@ -1,56 +1,50 @@
 """The metrics of a node, in Prometheus' text format.
 
-The hot path keeps plain counters (`proxy.pool.counters`); here they are read when somebody asks.  The number of
-series is bounded whatever the number of tenants: the first `MAX_TENANTS` tenants that this node has served have
-series of their own for as long as it runs, all others are summed up in `tenant="_other"`, so no counter ever decreases.
+The hot path keeps plain counters (`proxy.pool.counters`); here they are read when somebody asks, in slices, so that
+the relay is never held up by the number of tenants.  `tenant_sums` bounds the number of series.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
 from proxy.net.front_door import FrontDoor
 from proxy.net.hub import Hub
-from proxy.pool.counters import HISTOGRAM_BUCKETS, Histogram
-from proxy.pool.ledger import STATE_NAMES, NodeLedger, TenantLedger
+from proxy.observability.tenant_sums import TenantSum, TenantSums
+from proxy.pool.ledger import NodeLedger
 from proxy.pool.tenancy import Tenancy
 from proxy.routing.resolver import RoutingStatus
 from proxy.version import BuildInfo
 
 MAX_TENANTS: Final = 200
 """Tenants with series of their own."""
-OTHER: Final = "_other"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SAMPLES_PER_SLICE: Final = 150
 """Samples rendered before the loop gets its turn; about a millisecond."""
 
 BUCKET_STEP: Final = 2
-"""Every second of the doubling buckets is shown."""
+"""Every second of the doubling buckets is shown, from 64 microseconds on."""
+FIRST_BUCKET: Final = 6
+
+Sample = tuple[str, dict[str, str], float]
+"""What follows the family's name, the labels besides the tenant, and the value."""
 
 
-@dataclass(slots=True)
-class _Sum:
-    """What is shown of one tenant, or of all the others together."""
+@dataclass(frozen=True, slots=True)
+class _TenantFamily:
+    """A metric with the label `tenant`."""
 
-    clients: dict[str, int] = field(default_factory=lambda: {"active": 0, "waiting": 0, "idle": 0})
-    backends: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATE_NAMES, 0))
-    pinned: int = 0
-    transactions: int = 0
-    queries: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    waits: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BUCKETS)
-    wait_total: int = 0
-    times: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BUCKETS)
-    time_total: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
+    name: str
+    type: str
+    text: str
+    samples: Callable[[TenantSum], Iterable[Sample]]
 
 
 class NodeMetrics:
@@ -68,121 +62,41 @@ class NodeMetrics:
         max_tenants: int = MAX_TENANTS,
     ) -> None:
         self._ledger = ledger
-        self._tenancy = tenancy
         self._door = door
         self._hub = hub
         self._routing = routing
         self._build = build
-        self._max_tenants = max_tenants
-        self._named: dict[int, str] = {}
+        self._tenants = TenantSums(ledger, tenancy, lambda: hub.selector.now, max_tenants=max_tenants)
+        self._gathering = asyncio.Lock()
         self._process = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._process)
 
     async def render(self) -> AsyncIterator[bytes]:
         """Yield the text in pieces, and give the loop its turn between them."""
-        for family in self.families():
-            for piece in _slices(family):
-                yield piece
+        async with self._gathering:
+            sums = await _in_turns(self._tenants.gather())
+        for parts in self._families(sums):
+            heading = True
+            for part in parts:
+                yield _text(part, heading=heading)
+                heading = False
                 await asyncio.sleep(0)
         yield generate_latest(self._process)
 
     def families(self) -> Iterator[Metric]:
-        """Everything there is, a family at a time."""
-        yield from self._of_tenants(self._sums())
-        yield from self._of_servers()
-        yield from self._of_node()
+        """Everything there is, a family at a time and each in one piece; holds up the loop."""
+        for parts in self._families(_at_once(self._tenants.gather())):
+            family, *rest = parts
+            for part in rest:
+                family.samples.extend(part.samples)
+            yield family
 
-    def _sums(self) -> dict[str, _Sum]:
-        sums: dict[str, _Sum] = {}
-        for tenant_id, counters in self._tenancy.counters.items():
-            one = sums.setdefault(self._name(tenant_id), _Sum())
-            one.transactions += counters.transactions
-            one.queries += counters.queries
-            one.bytes_in += counters.bytes_from_clients
-            one.bytes_out += counters.bytes_to_clients
-            one.wait_total += _add(one.waits, counters.waits)
-            one.time_total += _add(one.times, counters.transaction_times)
-            for sqlstate, count in counters.errors.items():
-                one.errors[sqlstate] = one.errors.get(sqlstate, 0) + count
-            tenant = self._ledger.tenants.get(tenant_id)
-            if tenant is not None:
-                self._add_tenant(one, tenant)
-        return sums
-
-    def _name(self, tenant_id: int) -> str:
-        """The label of a tenant: its slug when it was first shown, which it keeps."""
-        name = self._named.get(tenant_id)
-        if name is None:
-            if len(self._named) >= self._max_tenants:
-                return OTHER
-            name = self._tenancy.slugs.get(tenant_id, str(tenant_id))
-            if name in self._named.values():
-                name = f"{name}#{tenant_id}"
-            self._named[tenant_id] = name
-        return name
-
-    def _add_tenant(self, one: _Sum, tenant: TenantLedger) -> None:
-        active = 0
-        for pool in tenant.pools:
-            for state, name in enumerate(STATE_NAMES):
-                one.backends[name] += pool.count(state)
-            one.pinned += pool.pinned
-            active += pool.count(ACTIVE_STATE)
-        active = min(active, tenant.clients)
-        one.clients["active"] += active
-        one.clients["waiting"] += tenant.waiting
-        one.clients["idle"] += max(0, tenant.clients - active - tenant.waiting)
-
-    def _of_tenants(self, sums: dict[str, _Sum]) -> Iterator[Metric]:
-        clients = GaugeMetricFamily(
-            "pgtenant_clients",
-            "Clients by state: active have a backend, waiting queue for one, idle need none now.",
-            labels=["tenant", "state"],
-        )
-        backends = GaugeMetricFamily(
-            "pgtenant_backends",
-            "Backends by state; all of them hold a slot on their server.",
-            labels=["tenant", "state"],
-        )
-        pinned = GaugeMetricFamily(
-            "pgtenant_pinned_clients", "Clients that keep their backend because of session state.", labels=["tenant"]
-        )
-        transactions = CounterMetricFamily(
-            "pgtenant_transactions", "Transactions (or single statements) that have ended.", labels=["tenant"]
-        )
-        queries = CounterMetricFamily("pgtenant_queries", "Requests answered with ReadyForQuery.", labels=["tenant"])
-        received = CounterMetricFamily(
-            "pgtenant_client_received_bytes", "Bytes received from clients.", labels=["tenant"]
-        )
-        sent = CounterMetricFamily(
-            "pgtenant_client_sent_bytes", "Bytes of backends sent to clients.", labels=["tenant"]
-        )
-        errors = CounterMetricFamily(
-            "pgtenant_errors",
-            "Errors told to clients, those of PostgreSQL included, by SQLSTATE.",
-            labels=["tenant", "sqlstate"],
-        )
-        waits = HistogramMetricFamily(
-            "pgtenant_queue_wait_seconds", "Waits of those who had to queue for a backend.", labels=["tenant"]
-        )
-        times = HistogramMetricFamily(
-            "pgtenant_transaction_seconds", "Time from taking a backend to giving it back.", labels=["tenant"]
-        )
-        for tenant, one in sums.items():
-            for state, count in one.clients.items():
-                clients.add_metric([tenant, state], count)
-            for state, count in one.backends.items():
-                backends.add_metric([tenant, state], count)
-            pinned.add_metric([tenant], one.pinned)
-            transactions.add_metric([tenant], one.transactions)
-            queries.add_metric([tenant], one.queries)
-            received.add_metric([tenant], one.bytes_in)
-            sent.add_metric([tenant], one.bytes_out)
-            for sqlstate, count in one.errors.items():
-                errors.add_metric([tenant, sqlstate], count)
-            waits.add_metric([tenant], _buckets(one.waits), one.wait_total / 1e6)
-            times.add_metric([tenant], _buckets(one.times), one.time_total / 1e6)
-        yield from (clients, backends, pinned, transactions, queries, received, sent, errors, waits, times)
+    def _families(self, sums: dict[str, TenantSum]) -> Iterator[Iterable[Metric]]:
+        """The families in parts of a few samples; each has one part at least."""
+        for family in TENANT_FAMILIES:
+            yield _parts(family, sums)
+        for whole in (*self._of_servers(), *self._of_node()):
+            yield [whole]
 
     def _of_servers(self) -> Iterator[Metric]:
         slots = GaugeMetricFamily("pgtenant_server_slots", "Slots held on a server by this node.", labels=["server"])
@@ -231,7 +145,100 @@ class NodeMetrics:
         yield build
 
 
-ACTIVE_STATE: Final = STATE_NAMES.index("active")
+def _states(counts: dict[str, int]) -> Iterator[Sample]:
+    for state, count in counts.items():
+        yield "", {"state": state}, count
+
+
+def _histogram(counts: list[int], total_microseconds: int) -> Iterator[Sample]:
+    """Cumulate doubling microsecond buckets; upper bounds are seconds, the last is infinity."""
+    running = 0
+    for bucket, count in enumerate(counts[:-1]):
+        running += count
+        if bucket % BUCKET_STEP == 0 and bucket >= FIRST_BUCKET:
+            yield "_bucket", {"le": repr(2**bucket / 1e6)}, running
+    every = sum(counts)
+    yield "_bucket", {"le": "+Inf"}, every
+    yield "_count", {}, every
+    yield "_sum", {}, total_microseconds / 1e6
+
+
+TENANT_FAMILIES: Final = (
+    _TenantFamily(
+        "pgtenant_clients",
+        "gauge",
+        "Clients by state: active have a backend, waiting queue for one, idle need none now.",
+        lambda one: _states(one.clients),
+    ),
+    _TenantFamily(
+        "pgtenant_backends",
+        "gauge",
+        "Backends by state; all of them hold a slot on their server.",
+        lambda one: _states(one.backends),
+    ),
+    _TenantFamily(
+        "pgtenant_pinned_clients",
+        "gauge",
+        "Clients that keep their backend because of session state.",
+        lambda one: [("", {}, one.pinned)],
+    ),
+    _TenantFamily(
+        "pgtenant_transactions",
+        "counter",
+        "Transactions (or single statements) that have ended.",
+        lambda one: [("_total", {}, one.transactions)],
+    ),
+    _TenantFamily(
+        "pgtenant_queries",
+        "counter",
+        "Requests answered with ReadyForQuery.",
+        lambda one: [("_total", {}, one.queries)],
+    ),
+    _TenantFamily(
+        "pgtenant_client_received_bytes",
+        "counter",
+        "Bytes received from clients.",
+        lambda one: [("_total", {}, one.bytes_in)],
+    ),
+    _TenantFamily(
+        "pgtenant_client_sent_bytes",
+        "counter",
+        "Bytes of backends sent to clients.",
+        lambda one: [("_total", {}, one.bytes_out)],
+    ),
+    _TenantFamily(
+        "pgtenant_errors",
+        "counter",
+        "Errors told to clients, those of PostgreSQL included, by SQLSTATE.",
+        lambda one: [("_total", {"sqlstate": sqlstate}, count) for sqlstate, count in one.errors.items()],
+    ),
+    _TenantFamily(
+        "pgtenant_queue_wait_seconds",
+        "histogram",
+        "Waits of those who had to queue for a backend.",
+        lambda one: _histogram(one.waits, one.wait_total),
+    ),
+    _TenantFamily(
+        "pgtenant_transaction_seconds",
+        "histogram",
+        "Time from taking a backend to giving it back.",
+        lambda one: _histogram(one.times, one.time_total),
+    ),
+)
+
+
+def _parts(family: _TenantFamily, sums: dict[str, TenantSum]) -> Iterator[Metric]:
+    part = Metric(family.name, family.text, family.type)
+    is_first = True
+    for tenant, one in sums.items():
+        for suffix, labels, value in family.samples(one):
+            part.add_sample(family.name + suffix, {"tenant": tenant, **labels}, value)
+        if len(part.samples) >= SAMPLES_PER_SLICE:
+            yield part
+            is_first = False
+            part = Metric(family.name, family.text, family.type)
+    if part.samples or is_first:
+        yield part
 
 
 def _counter(name: str, text: str, value: float) -> Metric:
@@ -246,24 +253,6 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return family
 
 
-def _add(total: list[int], histogram: Histogram) -> int:
-    for bucket, count in enumerate(histogram.counts):
-        total[bucket] += count
-    return histogram.total_microseconds
-
-
-def _buckets(counts: list[int]) -> list[tuple[str, float]]:
-    """Cumulate doubling microsecond buckets into (upper bound in seconds, count); the last is infinity."""
-    shown: list[tuple[str, float]] = []
-    running = 0
-    for bucket, count in enumerate(counts[:-1]):
-        running += count
-        if bucket % BUCKET_STEP == 0 and bucket >= 6:
-            shown.append((repr(2**bucket / 1e6), running))
-    shown.append(("+Inf", sum(counts)))
-    return shown
-
-
 class _One:
     """What `generate_latest` takes for a registry: one family."""
 
@@ -274,13 +263,27 @@ class _One:
         return [self._family]
 
 
-def _slices(family: Metric) -> Iterator[bytes]:
-    """Render a family in pieces, with its heading only once."""
-    samples = family.samples
-    for start in range(0, max(1, len(samples)), SAMPLES_PER_SLICE):
-        part = Metric(family.name, family.documentation, family.type)
-        part.samples = samples[start : start + SAMPLES_PER_SLICE]
-        text = generate_latest(_One(part))
-        if start:
-            text = b"".join(line for line in text.splitlines(keepends=True) if not line.startswith(b"#"))
-        yield text
+def _text(part: Metric, *, heading: bool) -> bytes:
+    text = generate_latest(_One(part))
+    if heading:
+        return text
+    return b"".join(line for line in text.splitlines(keepends=True) if not line.startswith(b"#"))
+
+
+async def _in_turns(steps: Generator[None, None, dict[str, TenantSum]]) -> dict[str, TenantSum]:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            sums: dict[str, TenantSum] = end.value
+            return sums
+        await asyncio.sleep(0)
+
+
+def _at_once(steps: Generator[None, None, dict[str, TenantSum]]) -> dict[str, TenantSum]:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            sums: dict[str, TenantSum] = end.value
+            return sums
