@@ -31,10 +31,10 @@ METRICS_HEAD = """\
 `GET /metrics` on the HTTP endpoint (`[http]`) in Prometheus' text format; besides these there are the process metrics
 of prometheus-client (`process_cpu_seconds_total` and so on).
 
-The number of series is bounded: 200 tenants have series of their own, all others share `tenant="_other"`. A tenant that
-has had no transaction for five minutes gives its place to a busy one that has none. What a tenant does is counted by the
-series that it has at that moment and never moved to another: no counter decreases while a node runs, and rates summed up
-over all tenants are exact.
+The number of series is bounded: 200 tenants have series of their own, all others share `tenant="_other"`. A tenant
+that has had no transaction for five minutes gives its place to a busy one that has none. What a tenant does is counted
+by the series that it has at that moment and never moved to another: no counter decreases while a node runs, and rates
+summed up over all tenants are exact.
 
 | metric | type | labels | meaning |
 |---|---|---|---|
