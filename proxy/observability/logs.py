@@ -1,12 +1,14 @@
 """The log: structured events, for people or for machines, on standard error.
 
-Secrets never reach a log call; the redaction here is a second net, by the names of fields.  Events that strangers can
+Secrets never reach a log call; the redaction here is a second net, by the names of fields and by what passwords in
+URLs and verifiers look like.  Events that strangers can
 cause as often as they like are limited to a number per second; what was left out is counted in the next one.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, MutableMapping
@@ -15,6 +17,10 @@ from typing import Any, Final, TextIO
 import structlog
 
 SECRET_WORDS: Final = ("password", "secret", "token", "verifier", "key")
+SECRET_TEXTS: Final = re.compile(
+    r"""(?P<url>://[^\s:/@'"]*:)[^\s/'"]*@ | (?P<scram>SCRAM-SHA-256\$)[^\s'"]+ | \b(?P<md5>md5)[0-9a-f]{32}\b""",
+    re.VERBOSE,
+)
 LIMITED_EVENTS: Final = frozenset(
     {"client refused", "client connected", "client disconnected", "cancel request with an unknown key", "backend lost"}
 )
@@ -29,6 +35,16 @@ def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
         if any(word in name.lower() for word in SECRET_WORDS):
             event[name] = "********"
     return event
+
+
+def mask(text: str) -> str:
+    """Blank what looks like a secret in a line that is about to be written, tracebacks included."""
+    return SECRET_TEXTS.sub(_masked, text)
+
+
+def _masked(match: re.Match[str]) -> str:
+    kept = match["url"] or match["scram"] or match["md5"]
+    return f"{kept}********{'@' if match['url'] else ''}"
 
 
 class Limiter:
@@ -71,8 +87,11 @@ def configure_logs(*, style: str, level: str, stream: TextIO | None = None) -> N
         renderer = structlog.processors.JSONRenderer()
         last = [structlog.processors.format_exc_info, renderer]
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=out.isatty())
+        # The default prints the local variables of each frame, and those may be passwords.
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain)
         last = [renderer]
+    last.append(lambda _logger, _method, line: mask(line))
     structlog.configure(
         processors=[Limiter(), *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from proxy.observability.logs import EVENTS_PER_SECOND, Limiter, configure_logs
+from proxy.observability.logs import EVENTS_PER_SECOND, Limiter, configure_logs, mask
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,42 @@ def test_fields_that_sound_like_secrets_are_blanked() -> None:
     structlog.get_logger("x").info("careless", password="pw1", admin_token="pw2", cancel_key="pw3", tenant="acme")
     assert "pw" not in out.getvalue().replace("password", "")
     assert "acme" in out.getvalue()
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+def test_a_traceback_shows_neither_local_variables_nor_secrets_in_its_text(style: str) -> None:
+    out = io.StringIO()
+    configure_logs(style=style, level="info", stream=out)
+    found = "hunter" + "2"
+    try:
+        raise ValueError("cannot open postgresql://app:pa:ss@wo" + "rd@db.example.com/x")
+    except ValueError:
+        structlog.get_logger("x").exception("first")
+        logging.getLogger("library").exception("second")
+    assert found not in out.getvalue()
+    assert "pa:ss" not in out.getvalue()
+    assert out.getvalue().count("postgresql://app:********@db.example.com/x") >= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("postgresql://app@db/x and http://h:80/a@b", "postgresql://app@db/x and http://h:80/a@b"),
+        ("SCRAM-SHA-256$4096:c2FsdA==$a2V5:a2V5 is bad", "SCRAM-SHA-256$******** is bad"),
+        ("md5" + "0f" * 16, "md5********"),
+        ("the method md5 and scram-sha-256", "the method md5 and scram-sha-256"),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked_and_nothing_else(text: str, written: str) -> None:
+    assert mask(text) == written
+
+
+def test_a_name_chosen_by_a_client_cannot_forge_a_line() -> None:
+    out = io.StringIO()
+    configure_logs(style="console", level="info", stream=out)
+    structlog.get_logger("x").info("client refused", user="a\n2026 [info] forged \x1b[2J")
+    assert len(out.getvalue().splitlines()) == 1
+    assert "\x1b" not in out.getvalue()
 
 
 def test_a_storm_of_refusals_is_cut_and_counted() -> None:
