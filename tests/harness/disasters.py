@@ -81,10 +81,10 @@ union all select 'role ' || current_user where current_user <> session_user
 """
 
 
-def login(proxy: ProxyProcess, tenant: TenantUnderTest, **parameters: str) -> RawClient:
+def login(proxy: ProxyProcess, tenant: TenantUnderTest) -> RawClient:
     """A raw client of the tenant; it is not closed when it goes out of scope, as drivers' connections are."""
     client = proxy.connect()
-    client.login(tenant.user, tenant.password, tenant.slug, **parameters)
+    client.login(tenant.user, tenant.password, tenant.slug)
     return client
 
 
