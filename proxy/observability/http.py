@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 MAX_HEAD: Final = 8192
 REQUEST_TIMEOUT: Final = 5.0
+ANSWER_TIMEOUT: Final = 30.0
+"""Seconds for making an answer and for the client to take it; one that does not read holds its connection no longer."""
 TURN_AWAY_TIMEOUT: Final = 0.5
 MAX_CONNECTIONS: Final = 64
 REASONS: Final = {
@@ -30,6 +32,7 @@ REASONS: Final = {
     405: "Method Not Allowed",
     413: "Content Too Large",
     431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
     503: "Service Unavailable",
 }
 ALLOWED: Final = {"/metrics": "GET, HEAD", "/healthz": "GET, HEAD", "/readyz": "GET, HEAD", "/reload": "POST"}
@@ -74,18 +77,32 @@ class _Refused(Exception):
 class _Request:
     method: str
     path: str
+    version: str
     headers: dict[str, str]
 
 
 class HttpEndpoint:
-    """Serves `routes`; `start` raises OSError when the port cannot be had."""
+    """Serves `routes`; `start` raises OSError when the port cannot be had.
 
-    def __init__(self, host: str, port: int, routes: Routes) -> None:
+    Time limits are seconds: for the request to arrive, and for its answer to be made and taken.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        routes: Routes,
+        *,
+        request_timeout: float = REQUEST_TIMEOUT,
+        answer_timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
         self._host = host
         self._port = port
         self._routes = routes
+        self._request_timeout = request_timeout
+        self._answer_timeout = answer_timeout
+        self._sessions: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self._connections = 0
 
     @property
     def port(self) -> int:
@@ -93,81 +110,157 @@ class HttpEndpoint:
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
+    @property
+    def sessions(self) -> int:
+        """Connections that are being served."""
+        return len(self._sessions)
+
     async def start(self) -> None:
         """Begin to listen."""
         host = None if self._host in {"", "*"} else self._host
-        self._server = await asyncio.start_server(self._serve, host, self._port, limit=MAX_HEAD)
+        self._server = await asyncio.start_server(self._accept, host, self._port, limit=MAX_HEAD)
 
     async def stop(self) -> None:
         """Stop listening; answers under way are cut off."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        sessions = list(self._sessions)
+        for session in sessions:
+            session.cancel()
+        await asyncio.gather(*sessions, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio's streams report the cancellation of theirs as an error.
+        session = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._sessions.add(session)
+        session.add_done_callback(self._sessions.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+        answer = _Answer(writer)
         try:
-            if self._connections > MAX_CONNECTIONS:
-                # What is left unread when the socket closes would make the system throw the answer away.
-                async with asyncio.timeout(TURN_AWAY_TIMEOUT):
-                    await reader.read(MAX_HEAD)
-                raise _Refused(503, "too many connections")
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                request = await _read_request(reader)
-            await self._dispatch(request, writer)
-        except _Refused as refused:
-            await _answer(writer, refused.status, {"error": str(refused)})
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
-            log.debug("an HTTP client left or was too slow")
+            try:
+                request = await self._receive(reader)
+                async with asyncio.timeout(self._answer_timeout):
+                    await self._dispatch(request, answer)
+            except _Refused as refused:
+                await self._say(answer, refused.status, str(refused))
+            except (TimeoutError, OSError, asyncio.IncompleteReadError):
+                log.debug("an HTTP client left or was too slow")
+                return
+            except Exception:
+                log.exception("an HTTP request failed inside the proxy")
+                if answer.begun:
+                    return
+                await self._say(answer, 500, "internal error; the log has the details")
+            async with asyncio.timeout(self._answer_timeout):
+                await answer.end()
+        except (TimeoutError, OSError):
+            log.debug("an HTTP client did not take its answer")
         finally:
-            self._connections -= 1
-            writer.close()
+            writer.transport.abort()
 
-    async def _dispatch(self, request: _Request, writer: asyncio.StreamWriter) -> None:
+    async def _say(self, answer: _Answer, status: int, text: str) -> None:
+        async with asyncio.timeout(self._answer_timeout):
+            await answer.json(status, {"error": text})
+
+    async def _receive(self, reader: asyncio.StreamReader) -> _Request:
+        if len(self._sessions) > MAX_CONNECTIONS:
+            # What is left unread when the socket closes would make the system throw the answer away.
+            async with asyncio.timeout(TURN_AWAY_TIMEOUT):
+                await reader.read(MAX_HEAD)
+            raise _Refused(503, "too many connections")
+        async with asyncio.timeout(self._request_timeout):
+            return await _read_request(reader)
+
+    async def _dispatch(self, request: _Request, answer: _Answer) -> None:
         allowed = ALLOWED.get(request.path)
         if allowed is None:
             raise _Refused(404, f"there is {', '.join(ALLOWED)}")
         if request.method not in allowed.split(", "):
-            await _answer(writer, 405, {"error": f"use {allowed}"}, extra=(("Allow", allowed),))
+            await answer.json(405, {"error": f"use {allowed}"}, extra=(("Allow", allowed),))
             return
-        body = request.method != "HEAD"
+        answer.has_body = request.method != "HEAD"
         if request.path == "/metrics":
-            await self._metrics(writer, body=body)
+            await self._metrics(request, answer)
         elif request.path == "/healthz":
-            await _answer(writer, 200, {"status": "ok"}, body=body)
+            await answer.json(200, {"status": "ok"})
         elif request.path == "/readyz":
-            await self._readiness(writer, body=body)
+            await self._readiness(answer)
         else:
-            await self._reload(request, writer)
+            await self._reload(request, answer)
 
-    async def _metrics(self, writer: asyncio.StreamWriter, *, body: bool) -> None:
-        await _head(writer, 200, self._routes.metrics_type, None)
-        if body:
-            async for piece in self._routes.metrics():
-                writer.write(piece)
-                await writer.drain()
+    async def _metrics(self, request: _Request, answer: _Answer) -> None:
+        chunked = request.version != "HTTP/1.0"
+        extra = (("Transfer-Encoding", "chunked"),) if chunked else ()
+        if not answer.has_body:
+            await answer.head(200, self._routes.metrics_type, extra)
+            return
+        # Chunks let the client see an answer that was cut off; the head waits for the first piece, which may fail.
+        async for piece in self._routes.metrics():
+            if not answer.begun:
+                await answer.head(200, self._routes.metrics_type, extra)
+            await answer.piece(piece, chunked=chunked)
+        await answer.piece(b"", chunked=chunked)
 
-    async def _readiness(self, writer: asyncio.StreamWriter, *, body: bool) -> None:
+    async def _readiness(self, answer: _Answer) -> None:
         checks = self._routes.ready()
         ok = all(check.ok for check in checks)
         content = {
             "status": "ready" if ok else "not ready",
             "checks": {check.name: {"ok": check.ok, "detail": check.detail} for check in checks},
         }
-        await _answer(writer, 200 if ok else 503, content, body=body)
+        await answer.json(200 if ok else 503, content)
 
-    async def _reload(self, request: _Request, writer: asyncio.StreamWriter) -> None:
+    async def _reload(self, request: _Request, answer: _Answer) -> None:
         token = self._routes.admin_token
         if token is None:
             raise _Refused(403, "reloading over HTTP is off: set http.admin_token_file")
         given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            await _answer(writer, 401, {"error": "wrong or no bearer token"}, extra=(("WWW-Authenticate", "Bearer"),))
+        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {token}".encode()):
+            await answer.json(401, {"error": "wrong or no bearer token"}, extra=(("WWW-Authenticate", "Bearer"),))
             return
         try:
-            await _answer(writer, 200, await self._routes.reload())
+            await answer.json(200, await self._routes.reload())
         except ReloadFailed as failed:
-            await _answer(writer, 503, {"error": str(failed)})
+            await answer.json(503, {"error": str(failed)})
+
+
+class _Answer:
+    """The answer to one request; the connection ends with it."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self.has_body = True
+        self.begun = False
+
+    async def json(self, status: int, content: Mapping[str, object], extra: Sequence[tuple[str, str]] = ()) -> None:
+        """Send a whole answer."""
+        data = json.dumps(content).encode() + b"\n"
+        await self.head(status, JSON, (("Content-Length", str(len(data))), *extra))
+        if self.has_body:
+            await self._write(data)
+
+    async def head(self, status: int, content_type: str, extra: Sequence[tuple[str, str]]) -> None:
+        """Begin the answer."""
+        self.begun = True
+        headers = (("Content-Type", content_type), ("Connection", "close"), *extra)
+        lines = [f"HTTP/1.1 {status} {REASONS[status]}", *(f"{name}: {value}" for name, value in headers)]
+        await self._write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+
+    async def piece(self, data: bytes, *, chunked: bool) -> None:
+        """Send a piece of the body; an empty one ends it."""
+        await self._write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+
+    async def end(self) -> None:
+        """Close the connection when all has been sent."""
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def _write(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
 
 
 async def _read_request(reader: asyncio.StreamReader) -> _Request:
@@ -186,34 +279,4 @@ async def _read_request(reader: asyncio.StreamReader) -> _Request:
             headers[name.strip().lower()] = value.strip()
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
         raise _Refused(413, "no request here has a body")
-    return _Request(parts[0], parts[1].partition("?")[0], headers)
-
-
-async def _answer(
-    writer: asyncio.StreamWriter,
-    status: int,
-    content: Mapping[str, object],
-    *,
-    body: bool = True,
-    extra: tuple[tuple[str, str], ...] = (),
-) -> None:
-    data = json.dumps(content).encode() + b"\n"
-    await _head(writer, status, JSON, len(data), extra)
-    if body:
-        writer.write(data)
-        await writer.drain()
-
-
-async def _head(
-    writer: asyncio.StreamWriter,
-    status: int,
-    content_type: str,
-    length: int | None,
-    extra: tuple[tuple[str, str], ...] = (),
-) -> None:
-    lines = [f"HTTP/1.1 {status} {REASONS[status]}", f"Content-Type: {content_type}", "Connection: close"]
-    if length is not None:
-        lines.append(f"Content-Length: {length}")
-    lines += [f"{name}: {value}" for name, value in extra]
-    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-    await writer.drain()
+    return _Request(parts[0], parts[1].partition("?")[0], parts[2], headers)

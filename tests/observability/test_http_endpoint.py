@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import cast
 
 import pytest
+from harness.waiting import eventually
 
 from proxy.observability.http import MAX_CONNECTIONS, Check, HttpEndpoint, ReloadFailed, Routes
 
@@ -20,6 +23,8 @@ class Site:
         self.checks: Sequence[Check] = (Check("registry", ok=True),)
         self.broken = False
         self.reloads = 0
+        self.fails_at: int | None = None
+        self.endless = False
         routes = Routes(
             metrics=self.metrics,
             metrics_type="text/plain",
@@ -27,10 +32,16 @@ class Site:
             reload=self.reload,
             admin_token="right",
         )
-        self.endpoint = HttpEndpoint("127.0.0.1", 0, routes)
+        self.endpoint = HttpEndpoint("127.0.0.1", 0, routes, request_timeout=1.0, answer_timeout=1.0)
 
     async def metrics(self) -> AsyncIterator[bytes]:
+        if self.fails_at == 0:
+            raise ArithmeticError
         yield b"one 1\n"
+        if self.fails_at == 1:
+            raise ArithmeticError
+        while self.endless:
+            yield b"x" * 10_000
         yield b"two 2\n"
 
     async def reload(self) -> dict[str, object]:
@@ -59,8 +70,16 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def test_metrics_come_in_pieces_that_make_one_text(site: Site) -> None:
-    status, headers, body = await site.ask("GET /metrics HTTP/1.1\nHost: x")
-    assert (status, headers["content-type"], body) == (200, "text/plain", b"one 1\ntwo 2\n")
+    url = f"http://127.0.0.1:{site.endpoint.port}/metrics"
+    with await asyncio.to_thread(urllib.request.urlopen, url) as answer:
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain")
+        assert await asyncio.to_thread(answer.read) == b"one 1\ntwo 2\n"
+
+
+async def test_metrics_are_not_chunked_for_http_1_0(site: Site) -> None:
+    _, headers, body = await site.ask("GET /metrics HTTP/1.0")
+    assert body == b"one 1\ntwo 2\n"
+    assert "transfer-encoding" not in headers
 
 
 async def test_head_has_no_body(site: Site) -> None:
@@ -102,6 +121,47 @@ async def test_the_right_token_reloads_and_a_failure_says_why(site: Site) -> Non
     status, _, body = await site.ask(head)
     assert status == 503
     assert "away" in json.loads(body)["error"]
+
+
+async def test_a_failure_before_the_answer_is_500(site: Site) -> None:
+    site.fails_at = 0
+    assert (await site.ask("GET /metrics HTTP/1.1"))[0] == 500
+    site.checks = cast("Sequence[Check]", None)
+    assert (await site.ask("GET /readyz HTTP/1.1"))[0] == 500
+    assert (await site.ask("GET /healthz HTTP/1.1"))[0] == 200
+
+
+async def test_a_failure_within_the_answer_does_not_pass_for_a_whole_one(site: Site) -> None:
+    site.fails_at = 1
+    _, _, body = await site.ask("GET /metrics HTTP/1.1")
+    assert not body.endswith(b"0\r\n\r\n")
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off(site: Site) -> None:
+    site.endless = True
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.endpoint.port, limit=1000)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+    await eventually(lambda: site.endpoint.sessions == 1)
+    await eventually(lambda: site.endpoint.sessions == 0)
+    writer.close()
+    del reader
+
+
+async def test_a_request_that_never_ends_is_cut_off(site: Site) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.endpoint.port)
+    writer.write(b"GET /metrics HT")
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_stopping_ends_answers_under_way(site: Site) -> None:
+    site.endless = True
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.endpoint.port)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+    await reader.readline()
+    await site.endpoint.stop()
+    assert site.endpoint.sessions == 0
+    writer.close()
 
 
 async def test_more_connections_than_the_limit_are_turned_away(site: Site) -> None:
