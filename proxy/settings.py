@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 
 ENV_PREFIX: Final = "PGTENANT_"
 """Variables `PGTENANT_<SECTION>__<NAME>` override the file."""
@@ -22,9 +22,15 @@ ENV_PREFIX: Final = "PGTENANT_"
 REGISTRY_VARIABLE: Final = "PGTENANT_REGISTRY"
 """The registry's URL, for a node as for the commands that change it."""
 
+Setting = tuple[str, str]
+"""A setting's section and name."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+# Models are strict, so that a string is no number and a number no switch; these are written as strings and lists.
+File = Annotated[Path, Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class SettingsError(Exception):
@@ -36,7 +42,7 @@ class SettingsError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 class ListenSettings(_Section):
@@ -59,8 +65,8 @@ class ListenSettings(_Section):
         default="off",
         description="TLS with clients: off, allow (the client decides) or require; needs tls_cert and tls_key.",
     )
-    tls_cert: Path | None = Field(default=None, description="PEM file with this proxy's certificate and its chain.")
-    tls_key: Path | None = Field(default=None, description="PEM file with the certificate's private key.")
+    tls_cert: File | None = Field(default=None, description="PEM file with this proxy's certificate and its chain.")
+    tls_key: File | None = Field(default=None, description="PEM file with the certificate's private key.")
     allow_cleartext_password: bool = Field(
         default=False,
         description="Let logins with the method `password` send it without TLS; for trusted networks only.",
@@ -84,9 +90,10 @@ class HttpSettings(_Section):
     port: Port = Field(default=6480, description="Port of the HTTP endpoint; 0 takes any free one.")
     admin_token: SecretStr | None = Field(
         default=None,
+        min_length=1,
         description="Bearer token that POST /reload asks for; without one it is refused. Prefer admin_token_file.",
     )
-    admin_token_file: Path | None = Field(default=None, description="File whose first line is the admin token.")
+    admin_token_file: File | None = Field(default=None, description="File whose first line is the admin token.")
 
 
 class PoolSettings(_Section):
@@ -135,6 +142,8 @@ class PoolSettings(_Section):
             raise ValueError(f"pool_size ({self.pool_size}) is above max_backends ({self.max_backends})")
         if self.min_pool_size > self.pool_size:
             raise ValueError(f"min_pool_size ({self.min_pool_size}) is above pool_size ({self.pool_size})")
+        if self.retry_first > self.retry_most:
+            raise ValueError(f"retry_first ({self.retry_first:g}) is above retry_most ({self.retry_most:g})")
         return self
 
 
@@ -142,21 +151,20 @@ class RoutingSettings(_Section):
     """How a connection names its tenant."""
 
     order: tuple[Literal["sni", "options", "user", "database"], ...] = Field(
-        default=("sni", "options", "user", "database"), description="Selectors that count, the deciding one first."
+        default=("sni", "options", "user", "database"),
+        strict=False,
+        min_length=1,
+        description="Selectors that count, the deciding one first.",
     )
-    sni_patterns: tuple[str, ...] = Field(
-        default=(), description='Host names that name a tenant: "{tenant}.db.example.com".'
-    )
-    option_names: tuple[str, ...] = Field(
+    sni_patterns: Names = Field(default=(), description='Host names that name a tenant: "{tenant}.db.example.com".')
+    option_names: Names = Field(
         default=("tenant", "pgtenant.tenant"),
         description='Startup options that name a tenant: options="-c tenant=acme".',
     )
     user_separator: str = Field(
         default=".", max_length=8, description='What divides user and tenant in "app.acme"; empty for none.'
     )
-    database_patterns: tuple[str, ...] = Field(
-        default=(), description='Database names that name a tenant: "db_{tenant}".'
-    )
+    database_patterns: Names = Field(default=(), description='Database names that name a tenant: "db_{tenant}".')
     physical_databases: bool = Field(
         default=True, description="Let a database's name on its server stand for the tenant where only one has it."
     )
@@ -171,7 +179,7 @@ class RoutingSettings(_Section):
     cached_logins: Count = Field(default=100_000, description="Logins remembered at most.")
     unknown_ttl: Seconds = Field(default=5.0, description="Seconds for which an unknown name is remembered as unknown.")
     lookup_timeout: Seconds = Field(default=2.0, gt=0, description="Seconds after which the registry counts as down.")
-    snapshot: Path | None = Field(
+    snapshot: File | None = Field(
         default=None,
         description="File that remembers routes for a start while the registry is down; sealed with the key ring.",
     )
@@ -235,36 +243,40 @@ class Settings(_Section):
 
 def load_settings(path: Path | None, env: Mapping[str, str] = os.environ) -> Settings:
     """Read the file, if there is one, and the environment; raises SettingsError."""
-    data: dict[str, Any] = {}
-    if path is not None:
-        data = _read(path)
-    origin = "the environment" if path is None else str(path)
-    if registry := env.get(REGISTRY_VARIABLE):
-        data["registry"] = {**data.get("registry", {}), "url": registry}
-    for section, values in _from_environment(env).items():
-        merged = data.setdefault(section, {})
-        if isinstance(merged, dict):
-            merged.update(values)
+    data = {} if path is None else _read(path)
+    found = _from_environment(env)
+    for setting, variable in found.items():
+        section, name = setting
+        values = data.setdefault(section, {})
+        if isinstance(values, dict):
+            values[name] = _parsed(setting, env[variable])
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise _explained(error, origin) from None
+        raise _explained(error, "the settings" if path is None else str(path), found) from None
 
 
 def admin_token(settings: Settings) -> str | None:
-    """The admin token, from the settings or its file; raises SettingsError when the file cannot be read."""
+    """The admin token, from the settings or its file; raises SettingsError when the file has none."""
     http = settings.http
     if http.admin_token is not None:
-        return http.admin_token.get_secret_value() or None
+        return http.admin_token.get_secret_value()
     if http.admin_token_file is None:
         return None
     try:
-        return http.admin_token_file.read_text().partition("\n")[0].strip() or None
-    except OSError as error:
+        token = http.admin_token_file.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise SettingsError(
-            f"http.admin_token_file {http.admin_token_file} cannot be read: {error.strerror}",
+            f"http.admin_token_file {http.admin_token_file} cannot be read: {reason}",
             "Check that the file exists and that this user may read it.",
         ) from None
+    if not token:
+        raise SettingsError(
+            f"http.admin_token_file {http.admin_token_file} has no token in its first line",
+            "Write a long random word into it, or leave admin_token_file out to switch reloading over HTTP off.",
+        )
+    return token
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -282,38 +294,68 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _from_environment(env: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The settings among the variables; lists are written with commas."""
-    found: dict[str, dict[str, Any]] = {}
-    for variable, value in env.items():
+def _from_environment(env: Mapping[str, str]) -> dict[Setting, str]:
+    """Find the settings among the variables; returns the variable of each."""
+    found: dict[Setting, str] = {}
+    if env.get(REGISTRY_VARIABLE):
+        found["registry", "url"] = REGISTRY_VARIABLE
+    for variable in env:
         section, divider, name = variable.removeprefix(ENV_PREFIX).lower().partition("__")
-        if not variable.startswith(ENV_PREFIX) or not divider or section not in Settings.model_fields:
+        if not variable.startswith(ENV_PREFIX) or not divider:
             continue
-        is_list = section == "routing" and name in {"order", "sni_patterns", "option_names", "database_patterns"}
-        found.setdefault(section, {})[name] = [part for part in value.split(",") if part] if is_list else value
+        if section not in Settings.model_fields:
+            raise SettingsError(f"environment variable {variable}: {_no_such((section,))}", _names_like((section,)))
+        found[section, name] = variable
     return found
 
 
-def _explained(error: ValidationError, origin: str) -> SettingsError:
+def _parsed(setting: Setting, text: str) -> object:
+    """Read a variable as its setting's kind of value, lists with commas; what is no such value is refused later."""
+    section, name = setting
+    field = _model_of(section).model_fields.get(name)
+    if field is None:
+        return text
+    default = field.default
+    if isinstance(default, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if not isinstance(default, int | float):
+        return text
+    try:
+        return TypeAdapter(type(default)).validate_strings(text.strip())
+    except ValidationError:
+        return text
+
+
+def _explained(error: ValidationError, origin: str, variables: Mapping[Setting, str]) -> SettingsError:
     """Say in one sentence what is wrong with the first setting that is."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = tuple(str(part) for part in first["loc"])
+    variable = variables.get((where[0], where[1])) if len(where) > 1 else None
+    source = origin if variable is None else f"environment variable {variable}"
     if first["type"] == "extra_forbidden":
-        names = _names_beside(first["loc"])
-        close = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"It may be one of: {', '.join(names)}."
-        return SettingsError(f"{origin}: there is no setting {where}", hint)
-    more = len(error.errors()) - 1
+        return SettingsError(f"{source}: {_no_such(where)}", _names_like(where))
+    if first["type"] == "model_type":
+        return SettingsError(f"{source}: {where[0]} is a section", f"Write [{where[0]}] and its settings below it.")
+    more = error.error_count() - 1
     also = f" (and {more} more)" if more else ""
     return SettingsError(
-        f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}{also}",
+        f"{source}: {'.'.join(where)}: {first['msg'].removeprefix('Value error, ')}{also}",
         "configs/pgtenant.toml explains every setting; environment variables PGTENANT_<SECTION>__<NAME> override it.",
     )
 
 
-def _names_beside(location: tuple[int | str, ...]) -> list[str]:
-    if len(location) == 1:
-        return sorted(Settings.model_fields)
-    section = Settings.model_fields.get(str(location[0]))
-    model = section.annotation if section is not None else None
-    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+def _no_such(where: tuple[str, ...]) -> str:
+    return f"there is no setting {'.'.join(where)}"
+
+
+def _names_like(where: tuple[str, ...]) -> str:
+    names = sorted(Settings.model_fields if len(where) == 1 else _model_of(where[0]).model_fields)
+    close = difflib.get_close_matches(where[-1], names, n=1)
+    return f"Did you mean {close[0]}?" if close else f"It may be one of: {', '.join(names)}."
+
+
+def _model_of(section: str) -> type[BaseModel]:
+    model = Settings.model_fields[section].annotation
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    return model

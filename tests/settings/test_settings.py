@@ -62,6 +62,14 @@ def test_variables_of_other_purposes_are_no_settings() -> None:
         ("[listen]\nport = 'many'\n", "listen.port", "configs/pgtenant.toml"),
         ("[pool]\npool_size = 50\nmax_backends = 10\n", "pool_size (50) is above max_backends (10)", "explains"),
         ("[listen]\ntls_mode = 'require'\n", "needs tls_cert and tls_key", "explains"),
+        ("[listen]\nport = '6432'\n", "listen.port", "configs/pgtenant.toml"),
+        ("[listen]\nport = true\n", "listen.port", "configs/pgtenant.toml"),
+        ("[listen]\ntrust = 1\n", "listen.trust", "configs/pgtenant.toml"),
+        ("[pool]\nconnect_timeout = nan\n", "pool.connect_timeout", "configs/pgtenant.toml"),
+        ("[pool]\nretry_first = 30\n", "retry_first (30) is above retry_most (15)", "explains"),
+        ("[routing]\norder = []\n", "routing.order", "configs/pgtenant.toml"),
+        ("[http]\nadmin_token = ''\n", "http.admin_token", "configs/pgtenant.toml"),
+        ("pool = 3\n", "pool is a section", "[pool]"),
         ("[pool\n", "is not TOML", "configs/pgtenant.toml"),
     ],
 )
@@ -72,6 +80,58 @@ def test_what_cannot_be_used_is_named_with_a_hint(tmp_path: Path, text: str, sai
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said", "hint"),
+    [
+        ("PGTENANT_POOL__POL_SIZE", "3", "there is no setting pool.pol_size", "pool_size"),
+        ("PGTENANT_POL__POOL_SIZE", "3", "there is no setting pol", "pool"),
+        ("PGTENANT_POOL__POOL_SIZE", "many", "pool.pool_size", "explains"),
+        ("PGTENANT_LISTEN__TRUST", "perhaps", "listen.trust", "explains"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(
+    tmp_path: Path, variable: str, value: str, said: str, hint: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(written(tmp_path, "[listen]\nport = 1000\n"), {variable: value})
+    assert f"environment variable {variable}: " in str(caught.value)
+    assert said in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_variables_are_read_as_the_kind_of_value_that_the_setting_has() -> None:
+    settings = load_settings(
+        None,
+        {
+            "PGTENANT_LISTEN__TRUST": "true",
+            "PGTENANT_POOL__LINGER": "2.5",
+            "PGTENANT_LISTEN__TLS_CERT": "/x/y.pem",
+            "PGTENANT_ROUTING__SNI_PATTERNS": "{tenant}.a.example, {tenant}.b.example",
+            "PGTENANT_HTTP__ADMIN_TOKEN": "12345",
+        },
+    )
+    assert (settings.listen.trust, settings.pool.linger, settings.listen.tls_cert) == (True, 2.5, Path("/x/y.pem"))
+    assert settings.routing.sni_patterns == ("{tenant}.a.example", "{tenant}.b.example")
+    assert admin_token(settings) == "12345"
+
+
+def test_the_registry_may_stand_in_a_variable_of_its_own_whatever_the_file_says(tmp_path: Path) -> None:
+    path = written(tmp_path, "[registry]\nurl = 'sqlite:///file.db'\n")
+    settings = load_settings(path, {"PGTENANT_REGISTRY": "postgresql://u:pa55@h/db"})
+    assert settings.registry.url.get_secret_value() == "postgresql://u:pa55@h/db"
+    assert "pa55" not in repr(settings)
+    with pytest.raises(SettingsError, match="registry is a section"):
+        load_settings(written(tmp_path, "registry = 3\n"), {"PGTENANT_REGISTRY": "sqlite:///x.db"})
+
+
+def test_a_token_file_without_a_token_is_named(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("\n")
+    settings = load_settings(written(tmp_path, f"[http]\nadmin_token_file = '{token}'\n"), {})
+    with pytest.raises(SettingsError, match="no token"):
+        admin_token(settings)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
