@@ -163,15 +163,6 @@ INVALID_PASSWORD: Final = ErrorSpec(
     hint="Check the user name, the password and the name of the tenant in the connection string.",
     retry_safe=False,
 )
-REFUSED: Final = ErrorSpec(
-    name="refused",
-    sqlstate="28000",
-    severity=Severity.FATAL,
-    log_level="info",
-    text="connection refused: {reason}",
-    hint="The operator of this proxy does not permit such connections.",
-    retry_safe=False,
-)
 USER_MISSING: Final = ErrorSpec(
     name="user_missing",
     sqlstate="28000",
@@ -361,15 +352,6 @@ QUERY_CANCELED: Final = ErrorSpec(
     hint="It was still waiting for a database connection, so nothing has run.",
     retry_safe=True,
 )
-IDLE_IN_TRANSACTION: Final = ErrorSpec(
-    name="idle_in_transaction",
-    sqlstate="25P03",
-    severity=Severity.FATAL,
-    log_level="warning",
-    text="terminating connection: the transaction was idle for more than {seconds:g} s",
-    hint="It was rolled back.  Commit or roll back before doing other work.",
-    retry_safe=False,
-)
 STATEMENT_MODE_TRANSACTION: Final = ErrorSpec(
     name="statement_mode_transaction",
     sqlstate="0A000",
@@ -420,7 +402,6 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             TLS_REQUIRED,
             CLEARTEXT_FORBIDDEN,
             INVALID_PASSWORD,
-            REFUSED,
             USER_MISSING,
             TENANT_NOT_NAMED,
             CONTRADICTORY_SELECTORS,
@@ -440,7 +421,6 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             SHUTTING_DOWN,
             TERMINATED,
             QUERY_CANCELED,
-            IDLE_IN_TRANSACTION,
             STATEMENT_MODE_TRANSACTION,
             UNNAMED_STATEMENT_GONE,
             BACKEND_LOST,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,13 @@ def sample(spec: ErrorSpec) -> dict[str, Any]:
 def test_every_constant_of_the_module_is_in_the_table_under_its_own_name() -> None:
     constants = {name.lower(): value for name, value in vars(errors).items() if isinstance(value, ErrorSpec)}
     assert constants == dict(ERRORS)
+
+
+def test_every_error_of_the_table_is_one_that_the_proxy_can_tell() -> None:
+    package = Path(errors.__file__).parent
+    sources = [path for path in package.rglob("*.py") if path.name != "errors.py"]
+    words = {word for path in sources for word in re.findall(r"[A-Z_]{4,}", path.read_text())}
+    assert {name.upper() for name in ERRORS} <= words
 
 
 @pytest.mark.parametrize("spec", every_spec(), ids=lambda spec: spec.name)
