@@ -30,13 +30,11 @@ async def follow(
     RegistryUnavailable, SchemaError when the registry is lost.  The caller closes the generator.
     """
     with database.errors(), database.bell.listening() as rung:
-        async with database.alone() as connection:
-            # Listening begins before the first read: nothing can come between them.
-            async with asyncio.timeout(READ_TIMEOUT):
-                watch = await database.watch(connection)
+        # Listening begins before the first read: nothing can come between them.
+        async with database.watching() as watch:
             position = after
             while True:
-                async with asyncio.timeout(READ_TIMEOUT):
+                async with asyncio.timeout(READ_TIMEOUT), watch.reading() as connection:
                     batch = await _read(connection, position)
                 if batch:
                     position = batch[-1].version

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -47,7 +47,11 @@ class Bell:
 
 
 class Watch(ABC):
-    """Tells that something may have changed, on a connection of its own."""
+    """Tells that something may have changed."""
+
+    @abstractmethod
+    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection for one reading statement."""
 
     @abstractmethod
     async def wait(self, rung: asyncio.Event, interval: float) -> None:
@@ -90,8 +94,8 @@ class Database(ABC):
         """Tell those who listen of this version once the transaction has committed."""
 
     @abstractmethod
-    async def watch(self, connection: AsyncConnection) -> Watch:
-        """Begin to watch; the connection serves nothing else but the watcher's own reads."""
+    def watching(self) -> AbstractAsyncContextManager[Watch]:
+        """Begin to watch, until the end of the context."""
 
     @abstractmethod
     def explain(self, error: BaseException) -> Exception:

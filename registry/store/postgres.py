@@ -6,6 +6,8 @@ Source: PostgreSQL documentation, `LISTEN`, `NOTIFY` and "Explicit Locking"; asy
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
@@ -24,6 +26,7 @@ READERS: Final = 8
 WRITERS: Final = 2
 CONNECT_TIMEOUT: Final = 5.0
 STATEMENT_TIMEOUT: Final = 15.0
+LISTEN_TIMEOUT: Final = 5.0
 
 _MISSING_TABLE: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 _REFUSED: Final = (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError)
@@ -69,11 +72,14 @@ class PostgresDatabase(Database):
     async def look_after_pools(self) -> None:
         """A connection to a server that went away says so when it is used."""
 
-    async def watch(self, connection: AsyncConnection) -> Watch:
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        watch = NotifyWatch(driver)
-        await watch.start()
-        return watch
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[Watch]:
+        async with self.alone() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            watch = NotifyWatch(driver, connection)
+            async with asyncio.timeout(LISTEN_TIMEOUT):
+                await watch.start()
+            yield watch
 
     def is_driver_error(self, error: Exception) -> bool:
         return isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError)
@@ -94,14 +100,20 @@ class PostgresDatabase(Database):
 class NotifyWatch(Watch):
     """LISTEN wakes it; in case a notice is lost it lets its owner look after every interval."""
 
-    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        self._connection = connection
+    def __init__(self, driver: asyncpg.Connection[asyncpg.Record], connection: AsyncConnection) -> None:
+        self._connection = driver
+        self._reads = connection
         self._noticed = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to listen, before the owner reads for the first time."""
         await self._connection.add_listener(CHANNEL, self._notice)
         self._connection.add_termination_listener(self._wake)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """The connection that listens reads as well."""
+        yield self._reads
 
     async def wait(self, rung: asyncio.Event, interval: float) -> None:
         waits = [asyncio.ensure_future(event.wait()) for event in (rung, self._noticed)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +20,8 @@ from sqlalchemy.pool import NullPool
 from registry.contract import RegistryUnavailable
 from registry.errors import Invalid, RegistryError
 from registry.location import Location
-from registry.store.database import LOCK_TIMEOUT, POOL_TIMEOUT, Database, Watch
+from registry.store.database import LOCK_TIMEOUT, Database, Watch
 
-READERS: Final = 4
 PRIVATE: Final = 0o600
 
 _MISSING_TABLE: Final = ("no such table", "no such column")
@@ -52,10 +53,11 @@ class SqliteDatabase(Database):
         return self.location.path
 
     def _engine_for_reading(self) -> AsyncEngine:
-        return self._engine(pool_size=READERS, max_overflow=0, pool_timeout=POOL_TIMEOUT, isolation_level="AUTOCOMMIT")
+        # Each connection has a thread, so none is kept: look-ups are rare behind a node's cache.
+        return self._engine(poolclass=NullPool, isolation_level="AUTOCOMMIT")
 
     def _engine_for_writing(self) -> AsyncEngine:
-        return _immediate(self._engine(pool_size=1, max_overflow=0, pool_timeout=LOCK_TIMEOUT))
+        return _immediate(self._engine(poolclass=NullPool))
 
     def _engine_of_singles(self) -> AsyncEngine:
         return self._engine(poolclass=NullPool, isolation_level="AUTOCOMMIT")
@@ -99,10 +101,11 @@ class SqliteDatabase(Database):
             await self.writing.dispose()
         self._pooled_from = present
 
-    async def watch(self, connection: AsyncConnection) -> Watch:
-        watch = DataVersionWatch(self.path, connection)
-        await watch.look()
-        return watch
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[Watch]:
+        with closing(DataVersionWatch(self)) as watch:
+            watch.look()
+            yield watch
 
     def is_driver_error(self, error: Exception) -> bool:
         return isinstance(error, sqlite3.Error)
@@ -119,20 +122,38 @@ class SqliteDatabase(Database):
 
 
 class DataVersionWatch(Watch):
-    """Polls `PRAGMA data_version`, which changes when another connection has committed."""
+    """Polls `PRAGMA data_version`, which changes when another connection has committed.
 
-    def __init__(self, path: Path, connection: AsyncConnection) -> None:
-        self._path = path
-        self._connection = connection
-        self._file = _identity(path)
+    Its connection belongs to the calling thread, not to one of its own: a look reads a few bytes of shared memory, and
+    a second thread in the process makes every system call of a node dearer.
+    """
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+        self._path = database.path
+        self._file = _identity(self._path)
+        self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
         self._seen = -1
 
-    async def look(self) -> bool:
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection that is closed again after the statement."""
+        return self._database.alone()
+
+    def look(self) -> bool:
         """Whether there was a commit since the last look; raises RegistryUnavailable for another file."""
         # A file that was replaced, as a restored backup is, would never be seen to change.
         if _identity(self._path) != self._file:
             raise RegistryUnavailable(f"{self._path} was replaced")
-        found: int = (await self._connection.exec_driver_sql("PRAGMA data_version")).scalar_one()
+        try:
+            found = int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                return True
+            raise
         changed, self._seen = found != self._seen, found
         return changed
 
@@ -142,7 +163,7 @@ class DataVersionWatch(Watch):
                 async with asyncio.timeout(interval):
                     await rung.wait()
             except TimeoutError:
-                if await self.look():
+                if self.look():
                     return
             else:
                 rung.clear()

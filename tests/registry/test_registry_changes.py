@@ -244,8 +244,8 @@ async def test_a_restored_file_is_read_and_a_missing_one_is_not_made(tmp_path: P
         for ask in (registry.reader.version(), registry.service.tenants(), anext(registry.reader.changes())):
             with pytest.raises(RegistryUnavailable):
                 await ask
-        (tmp_path / "registry.db-wal").unlink()
-        (tmp_path / "registry.db-shm").unlink()
+        (tmp_path / "registry.db-wal").unlink(missing_ok=True)
+        (tmp_path / "registry.db-shm").unlink(missing_ok=True)
         (tmp_path / "backup").replace(path)
         assert (await registry.reader.route_by_name("after")).value is None
         assert [tenant.slug for tenant in await registry.service.tenants()] == ["before"]

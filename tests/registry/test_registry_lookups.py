@@ -184,7 +184,10 @@ async def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "deeper" / "registry.db"
     async with open_registry(f"sqlite:///{path}") as registry:
         await registry.service.add_tenant("acme")
+        changes = registry.reader.changes()
+        await anext(changes)
         assert {mode_of(path.with_name(f"registry.db{suffix}")) for suffix in ("", "-wal", "-shm")} == {0o600}
+        await changes.aclose()
 
 
 async def test_service_lists_what_was_added(service: RegistryService, acme: int) -> None:
