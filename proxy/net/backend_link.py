@@ -19,7 +19,7 @@ from proxy.net.link_host import (
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
-from proxy.pool.ledger import CLOSING, FLAG_DIRTY, IDLE, BackendEntry
+from proxy.pool.ledger import CLOSING, FLAG_DIRTY, FLAG_OBSOLETE, IDLE, BackendEntry
 from proxy.session.parameters import ParameterSet, switch_statement
 from proxy.session.replies import PIN_SESSION, BackState
 from proxy.wire.framing import B_ERROR, B_NOTICE, B_PARAMETER_STATUS, STATUS_IDLE
@@ -240,9 +240,17 @@ class BackendLink(Stream):
             pos += count
             if pos == len(data) or count == 0 or state.fault:
                 break
+            if data[pos] == B_ERROR and self._may_part(client):
+                self.entry.flags |= FLAG_OBSOLETE
+                return
             count = state.scan(data, pos)
         if pos < len(data):
             self.held = data[pos:]
+
+    def _may_part(self, client: ClientLink) -> bool:
+        """Say whether `try_release` will part this backend from its client."""
+        state, front = self.state, client.front
+        return state.releasable() and not (front.left or front.pins or state.pins or self.unsent or client.held)
 
     def _remarks(self, client: ClientLink) -> None:
         """Take up what a scan has noted besides what it forwarded."""

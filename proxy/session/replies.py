@@ -222,6 +222,9 @@ class BackState:
                 if self.swallowing:
                     self.swallowing = False
                     break
+                if not owed and pos < end and data[pos] == B_ERROR:
+                    # The farewell of a server that closes: nobody's, if this backend may be released first.
+                    break
         return pos - start
 
     def _may_stream(self, kind: i64, size: i64, available: i64) -> bool:

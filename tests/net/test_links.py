@@ -200,6 +200,32 @@ def test_client_that_does_not_read_and_hangs_up_is_gone_at_once(world: LinkWorld
     world.until(lambda: not server.pump() or server.ended)
 
 
+@pytest.mark.parametrize("status", ["I", "T"])
+def test_server_that_closes_right_behind_its_reply_costs_the_client_only_its_transaction(
+    status: str, world: LinkWorld, pool: PoolLedger
+) -> None:
+    client, peer = world.connect(pool)
+    world.answering = False
+    peer.sock.sendall(query("select"))
+    world.until(lambda: world.opening, "a backend")
+    entry = world.opening[0]
+    world.open_backend(entry)
+    server = world.servers[entry].sock
+    world.until(lambda: entry.state == ACTIVE, "a backend")
+    reply = command_complete("SELECT 1") + ready(status)
+    server.sendall(reply + error_response("57P01", "terminating connection", severity="FATAL"))
+    server.close()
+    world.until(lambda: entry.state >= CLOSING, "a backend that is not used again")
+    world.until(lambda: entry not in entry.server.entries, "a slot that is free again")
+    if status == "I":
+        assert peer.sock.recv(4096) == reply
+        assert client.polled
+        assert not client.finishing
+    else:
+        assert kinds(peer.sock.recv(4096)) == "CZE"
+        assert client.finishing
+
+
 def test_client_gone_in_a_transaction_never_gives_its_backend_to_another(world: LinkWorld, pool: PoolLedger) -> None:
     client, peer, _ = linked(world, pool)
     entry = entry_of(client)
