@@ -171,7 +171,9 @@ class Dialer:
             retry_in=round(pause, 3),
         )
         now = self._hub.selector.now
-        self._hub.driver.open_failed(entry, now, now + pause, failure.summary, failure.whole_server)
+        self._hub.driver.open_failed(
+            entry, now, now + pause, failure.summary, failure.whole_server, failure.sqlstate or ""
+        )
 
     def _cancel_over(self, entry: BackendEntry, certain: bool) -> None:
         """Let the backend serve others again, or close it, now or when released, if the request may still hit it."""

@@ -12,6 +12,7 @@ import traceback
 from typing import Final
 
 from proxy.errors import (
+    BACKEND_LOGIN_FAILED,
     BACKEND_LOST,
     INTERNAL,
     INVALID_OPTIONS,
@@ -156,6 +157,8 @@ class Hub(Effects, LinkHost):
         if reason == REFUSED_QUEUE_FULL:
             return Failure(TOO_MANY_WAITING, tenant=tenant.slug, limit=tenant.max_waiting)
         if reason == REFUSED_SERVER_DOWN:
+            if pool.login_refused:
+                return Failure(BACKEND_LOGIN_FAILED, tenant=tenant.slug, sqlstate=pool.login_refused)
             return Failure(SERVER_DOWN, tenant=tenant.slug, reason=pool.last_error or "the last connection failed")
         seconds = pool.queue_wait_timeout
         if tenant.held > 0 and pool.pinned >= tenant.pool_size:

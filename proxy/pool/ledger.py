@@ -168,6 +168,7 @@ class PoolLedger:
         self.failures = 0
         self.backoff_until = 0.0
         self.last_error = ""
+        self.login_refused = ""
         self.last_used = 0.0
         self.held_back_state = ""
         self.counters = tenant.counters

@@ -150,10 +150,12 @@ class PoolDriver:
         retry_at: float,
         text: str,
         whole_server: bool,
+        sqlstate: str = "",
     ) -> None:
         """Note that a backend could not be opened; nobody opens another before `retry_at`.
 
-        `whole_server` says that the server could not be reached, rather than that it refused this pool's role.
+        `whole_server` says that the server could not be reached, rather than that it refused this pool's role;
+        `sqlstate` is what it said then.
         Waiters of a pool that has no backend left are refused at once: they would only find out later.
         """
         pool, server = entry.pool, entry.server
@@ -163,6 +165,7 @@ class PoolDriver:
         server.last_error = text
         if not stale:
             pool.last_error = text
+            pool.login_refused = "" if whole_server else sqlstate
         if whole_server:
             server.failures += 1
             server.backoff_until = max(server.backoff_until, retry_at)
