@@ -281,9 +281,15 @@ class Hub(Effects, LinkHost):
         client.finish(error_response(failure), failure.spec.name, self.selector.now + FAREWELL_TIME)
 
     def cancel_queued(self, client: ClientLink, failure: Failure) -> bool:
-        """Refuse what a client is waiting with; False when it does not wait."""
-        waiter = client.waiter
-        if waiter is None or not self.driver.abandon(waiter):
+        """Refuse what a client has asked for and no server has seen yet; False when there is nothing of the kind.
+
+        It waits for a backend, or for its own settings to be made on one, which nobody has asked to be cancelled.
+        """
+        waiter, backend = client.waiter, client.backend
+        if waiter is not None:
+            if not self.driver.abandon(waiter):
+                return False
+        elif backend is None or not backend.state.swallowing_own or not client.held:
             return False
         client.refused(error_response(failure))
         return True

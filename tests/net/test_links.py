@@ -18,6 +18,7 @@ from harness.linkworld import LinkWorld, Peer, tcp_pair
 from harness.rawclient import bind, close, execute, frame, parse, query, sync, terminate
 from harness.relaymodel import NOTICE, copy_data, copy_done, frames, kinds
 
+from proxy.errors import QUERY_CANCELED, Failure
 from proxy.net.client_link import ClientLink
 from proxy.net.stream import HIGH_WATER, READ_LARGE
 from proxy.pool.ledger import ACTIVE, CLOSING, FLAG_DIRTY, IDLE, BackendEntry, PoolLedger
@@ -184,6 +185,29 @@ def test_waiting_client_with_more_to_say_than_is_held_is_paused_and_its_hang_up_
     peer.sock.close()
     world.until(lambda: pool.waiting == 0, "leaving the queue")
     assert world.selector.events <= before + 2
+
+
+def test_cancel_before_the_settings_are_made_refuses_the_query_and_spares_the_settings(
+    world: LinkWorld, pool: PoolLedger
+) -> None:
+    parameters = ParameterSet(parameter_pairs([(b"application_name", b"app")]))
+    client, peer = world.connect(pool, parameters)
+    world.answering = False
+    peer.sock.sendall(query("select"))
+    world.until(lambda: world.opening, "a backend")
+    entry = world.opening[0]
+    backend = world.open_backend(entry)
+    server = world.servers[entry].sock
+    world.until(lambda: backend.state.swallowing_own, "settings on their way")
+    assert world.hub.cancel_queued(client, Failure(QUERY_CANCELED))
+    assert not world.hub.cancel_queued(client, Failure(QUERY_CANCELED))
+    assert kinds(peer.sock.recv(4096)) == "EZ"
+    server.sendall(row_description("set_config") + data_row("app") + command_complete("SELECT 1") + ready())
+    world.until(lambda: entry.state == IDLE, "the backend free again")
+    assert kinds(server.recv(4096)) == "Q", "the settings only"
+    peer.sock.sendall(query("select"))
+    world.until(lambda: entry.state == ACTIVE, "the next query")
+    assert client.backend is backend
 
 
 def test_client_that_does_not_read_and_hangs_up_is_gone_at_once(world: LinkWorld, pool: PoolLedger) -> None:
