@@ -35,11 +35,11 @@ class World:
         return database
 
     def tenant(
-        self, server: ServerFacts, *, seed: str = "", database: Database | None = None, **change: Any
+        self, place: ServerFacts, /, *, seed: str = "", database: Database | None = None, **change: Any
     ) -> TenantUnderTest:
         """A new tenant, with further fields of TenantChange, on a new database unless told."""
         slug = f"t{next(self._numbers)}"
-        tenant = self.registry.add_tenant(slug, database or self.database(server, slug, seed=seed), **change)
+        tenant = self.registry.add_tenant(slug, database or self.database(place, slug, seed=seed), **change)
         self.tenants.append(tenant)
         return tenant
 
