@@ -204,8 +204,9 @@ class ClientLink(Stream):
                 data = data[dropped:]
             if not data:
                 return b""
-            if len(data) >= 5 and front.malformed(data):
-                self._fault("a message with an impossible length")
+            fault = front.fault_of(data) if len(data) >= 5 else ""
+            if fault:
+                self._fault(fault)
                 return b""
             if not front.whole(data):
                 self._hold(data)

@@ -53,6 +53,9 @@ MAX_NAMED: Final = 1000
 MAX_NAME: Final = 256
 LONG_TEXT: Final = 512
 """Bytes of statement from which on four searches are quicker than one look at each byte."""
+KNOWN_TYPES: Final = b"BCDEFHPQSXcdf"
+IMPOSSIBLE_LENGTH: Final = "a message with an impossible length"
+UNKNOWN_TYPE: Final = "an unknown message type"
 TAIL_SIZE: Final = 24
 """Bytes of a statement's last piece that are looked at again with the next, for a word cut in two."""
 
@@ -135,10 +138,12 @@ class FrontState:
             return False
         return frame_size(data, 0) + 1 == end
 
-    def malformed(self, data: bytes) -> bool:
-        """Say whether the length at the beginning of `data` (5 bytes or more) is impossible."""
+    def fault_of(self, data: bytes) -> str:
+        """Say what is wrong with the header at the beginning of `data` (5 bytes or more); empty if nothing is."""
         size: i64 = frame_size(data, 0)
-        return size < 4 or size > MAX_FRAME
+        if size < 4 or size > MAX_FRAME:
+            return IMPOSSIBLE_LENGTH
+        return "" if data[0] in KNOWN_TYPES else UNKNOWN_TYPE
 
     def discard(self, data: bytes) -> i64:
         """Drop from the beginning of `data` what needs no backend, and return how many bytes that was.
@@ -214,7 +219,7 @@ class FrontState:
             size: i64 = frame_size(data, pos)
             if size < 4 or size > MAX_FRAME:
                 self.found = FOUND_FAULT
-                self.fault = "a message with an impossible length"
+                self.fault = IMPOSSIBLE_LENGTH
                 break
             after: i64 = pos + 1 + size
             if kind == F_COPY_DATA:
@@ -226,6 +231,9 @@ class FrontState:
                 pos = after
                 continue
             if after > end and end - pos < HOLD_LIMIT:
+                if data[pos] not in KNOWN_TYPES:
+                    self.found = FOUND_FAULT
+                    self.fault = UNKNOWN_TYPE
                 break
             if kind == F_QUERY:
                 texts = True
@@ -292,7 +300,7 @@ class FrontState:
             self._close(data, pos, end, back)
         else:
             self.found = FOUND_FAULT
-            self.fault = "an unknown message type"
+            self.fault = UNKNOWN_TYPE
             return False
         back.open_batch = True
         return True
