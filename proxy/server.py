@@ -38,6 +38,7 @@ from proxy.session.parameters import ParameterTable
 from proxy.settings import Settings, SettingsError
 from proxy.version import build_info
 from registry.contract import RegistryReader, RegistryUnavailable
+from registry.errors import SecretError
 
 log = structlog.get_logger(__name__)
 
@@ -114,12 +115,16 @@ class Node:
         )
         self.admin_token = admin_token
         path = settings.routing.snapshot
-        self.keeper = None if path is None else SnapshotKeeper(self.resolver, SnapshotFile(path, sealer))
+        self.keeper = None
+        if path is not None:
+            file = SnapshotFile(path, sealer, refusals=(SecretError, ValueError))
+            self.keeper = SnapshotKeeper(self.resolver, file)
         self.http: HttpEndpoint | None = None
         self.metrics = NodeMetrics(
             self.ledger, self.tenancy, self.door, self.hub, routing=self.resolver.status, build=build_info()
         )
         self.grace_over = False
+        self.remembers = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unsettled: set[int] = set()
         self._last_cold_sweep = self.clock()
@@ -140,7 +145,7 @@ class Node:
         """Begin to serve; raises ListenError when the port cannot be had."""
         self.mailroom.open()
         if self.keeper is not None:
-            await self.keeper.restore()
+            self.remembers = await self.keeper.restore()
             self.spawn(self.keeper.run())
         self.spawn(self.resolver.follow())
         self.spawn(run_janitor(self._sweep, self.clock))
@@ -170,7 +175,7 @@ class Node:
         registry = "" if status.registry_up else f"serving from memory: {status.reason}"
         return [
             Check("accepting", not self.door.stopping, "stopping" if self.door.stopping else ""),
-            Check("registry", status.registry_up or status.version > 0, registry),
+            Check("registry", status.registry_up or status.version > 0 or self.remembers, registry),
         ]
 
     async def reload_and_log(self) -> None:
