@@ -61,6 +61,7 @@ class ClientLink(Stream):
         self.refusal: bytes | None = None
         self.linked_at: float = 0.0
         self.counted_pinned: bool = False
+        self.cut_off: bool = False
         self.finishing: bool = False
         self.finish_by: float = 0.0
         self.reason: str = ""
@@ -152,7 +153,10 @@ class ClientLink(Stream):
             self.watch()
 
     def finish(self, message: bytes, reason: str, until: float) -> None:
-        """End the session with a last message; the socket is closed when the client has closed, or at `until`."""
+        """End the session with a last message; the socket is closed when the client has closed, or at `until`.
+
+        There is no last message within another one, of which it would seem to be the rest.
+        """
         if self.finishing or not self.polled:
             return
         self.reason = reason
@@ -161,7 +165,7 @@ class ClientLink(Stream):
         self.host.client_finishing(self)
         self.finish_by = until
         self.held = b""
-        if message:
+        if message and not self.cut_off:
             self.write(message)
         if self.unsent is None:
             self.end_writing()
@@ -354,6 +358,7 @@ class ClientLink(Stream):
         self.backend = None
         backend.client = None
         backend.mid_message = self.front.left != 0
+        self.cut_off = backend.state.left != 0 and not backend.state.swallowing
         if self.counted_pinned:
             self.counted_pinned = False
             self.pool.pinned -= 1

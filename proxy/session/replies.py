@@ -46,8 +46,9 @@ from proxy.wire.framing import (
 
 HOLD_LIMIT: Final = 8192
 """The longest beginning of a frame that is held back until it can be judged, in bytes."""
-MAX_STATUS_FRAME: Final = 65536
-"""The longest ParameterStatus or ReadyForQuery accepted from a server."""
+MAX_SHORT_FRAME: Final = 65536
+"""The longest frame accepted from a server of the types that are always short."""
+SHORT_TYPES: Final = b"ZSCGHIWKRcns123"
 MAX_ERRORS: Final = 16
 """Errors of one chunk whose SQLSTATE is counted."""
 
@@ -229,9 +230,9 @@ class BackState:
 
     def _may_stream(self, kind: i64, size: i64, available: i64) -> bool:
         """Say whether a frame that has not come whole may be judged by its beginning."""
+        if size > MAX_SHORT_FRAME and kind in SHORT_TYPES:
+            self.fault = "an oversized frame"
         if kind == B_READY or kind == B_PARAMETER_STATUS:
-            if size > MAX_STATUS_FRAME:
-                self.fault = "an oversized status frame"
             return False
         return available >= HOLD_LIMIT
 
