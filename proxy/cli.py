@@ -109,7 +109,8 @@ def serve(config: ConfigOption = None) -> None:
 
     async def run(selector: RelaySelector) -> None:
         url = settings.registry.url.get_secret_value()
-        async with open_registry(url, keys, poll_interval=settings.registry.poll_interval) as opened:
+        # A file that is missing has been lost or misspelled: an empty one in its place would serve nobody.
+        async with open_registry(url, keys, poll_interval=settings.registry.poll_interval, create=False) as opened:
             node = server.Node(settings, selector, opened.reader, sealer=keys, admin_token=token)
             await server.serve(node, on_ready=_announce)
 
@@ -163,7 +164,7 @@ def explain(
 
     async def ask() -> Explanation:
         url = settings.registry.url.get_secret_value()
-        async with open_registry(url, KeyRing.from_environment()) as opened:
+        async with open_registry(url, KeyRing.from_environment(), create=False) as opened:
             resolver = Resolver(opened.reader, rules=rules, config=server.resolver_config(settings))
             try:
                 return await resolver.explain(Selectors(user, database, pairs, sni))

@@ -161,6 +161,20 @@ def test_a_node_does_not_start_on_a_file_that_is_no_registry(
     assert "Traceback" not in said
 
 
+def test_a_node_does_not_put_an_empty_registry_in_the_place_of_one_that_is_gone(
+    tenant: TenantUnderTest, registry: RegistryUnderTest, start_proxy: StartProxy
+) -> None:
+    proxy = start_proxy()
+    assert proxy.stop() == 0
+    with away(registry):
+        proxy.start(wait=False)
+        assert proxy.wait(15) == 1
+        assert not path_of(registry).exists()
+    assert "there is no registry" in " ".join(proxy.logs().split())
+    proxy.start()
+    assert told(proxy.url_of(tenant)) == ""
+
+
 @pytest.mark.parametrize("content", [b"nonsense", b"", None])
 def test_a_snapshot_that_is_broken_is_not_used(content: bytes | None, tmp_path: Path) -> None:
     snapshot = tmp_path / "routes.snapshot"
