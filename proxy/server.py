@@ -146,12 +146,14 @@ class Node:
         self.mailroom.open()
         if self.keeper is not None:
             self.remembers = await self.keeper.restore()
-            self.spawn(self.keeper.run())
-        self.spawn(self.resolver.follow())
-        self.spawn(run_janitor(self._sweep, self.clock))
         self.listener.start()
         if self.settings.http.enabled:
             await self._start_http()
+        # Behind what may fail: a look into the registry's file that is broken off leaves a thread with nobody to tell.
+        self.spawn(self.resolver.follow())
+        self.spawn(run_janitor(self._sweep, self.clock))
+        if self.keeper is not None:
+            self.spawn(self.keeper.run())
 
     async def reload(self) -> int:
         """Read the registry and the certificate again now; returns the registry's version.
