@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
 
+from proxy.net.stream import say_tls_end
 from proxy.wire import ProtocolError
 from proxy.wire.framing import MAX_SASL_BODY, FrameReader
 
@@ -202,6 +203,7 @@ class HandshakeSocket:
         Closing with bytes unread would reset the connection, and the peer might lose what it was told.
         """
         try:
+            self._end_tls()
             self._sock.shutdown(socket.SHUT_WR)
             await self.wait_for_end()
         except (OSError, PeerGone):
@@ -223,7 +225,12 @@ class HandshakeSocket:
         self._step = None
         self._unwatch()
         if not self._detached:
+            self._end_tls()
             self._sock.close()
+
+    def _end_tls(self) -> None:
+        if self.tls is not None and not self._cut_short:
+            say_tls_end(self.tls)
 
     async def _read_with(self, reader: FrameReader, *, greedy: bool) -> tuple[int, bytes]:
         def read() -> tuple[int, bytes]:

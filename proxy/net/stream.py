@@ -121,6 +121,8 @@ class Stream(Link):
         """Tell the peer that nothing more will be written; what is still unsent is forgotten."""
         self._forget()
         try:
+            if self.tls:
+                say_tls_end(self.sock)
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.broken = True
@@ -181,6 +183,18 @@ class Stream(Link):
                 kept.pop(0)
         self.unsent = None
         self.watch()
+
+
+def say_tls_end(sock: ssl.SSLSocket) -> None:
+    """Tell the peer by TLS's own means (close_notify) that the connection ends, as far as that is possible now.
+
+    Without it drivers take the end for an accident, and libpq takes a cancel request for failed.
+    """
+    try:
+        sock.unwrap()
+    except (OSError, ValueError):
+        # Also where all is well: the peer has not answered yet, and nobody waits for that.
+        return
 
 
 PAUSED: Final = 0
