@@ -145,19 +145,26 @@ class Database(ABC):
 
     async def _fetch(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
         await self.look_after_pools()
-        async with self.reading.connect() as connection:
+        connection = await self.connect(self.reading)
+        try:
             return list((await connection.execute(statement)).all())
+        finally:
+            await asyncio.shield(connection.close())
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[AsyncConnection]:
         """A connection outside the pools, closed at the end."""
         await self.look_after_pools()
-        connection = await self.single.connect()
+        connection = await self.connect(self.single)
         try:
             yield connection
         finally:
             # What a cancelled statement left behind is no reason to keep the connection.
             await asyncio.shield(connection.close())
+
+    async def connect(self, engine: AsyncEngine) -> AsyncConnection:
+        """A connection of one of the engines; the caller closes it."""
+        return await engine.connect()
 
     async def close(self) -> None:
         """Close all pools."""

@@ -101,6 +101,17 @@ class SqliteDatabase(Database):
             await self.writing.dispose()
         self._pooled_from = present
 
+    async def connect(self, engine: AsyncEngine) -> AsyncConnection:
+        opening = asyncio.ensure_future(super().connect(engine))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread that opens the file cannot be stopped, and must not find its loop closed when it is done.
+            [opened] = await asyncio.gather(opening, return_exceptions=True)
+            if isinstance(opened, AsyncConnection):
+                await opened.close()
+            raise
+
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[Watch]:
         with closing(DataVersionWatch(self)) as watch:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
+from harness.waiting import wait_until
 
 from proxy.auth import ScramVerifier, md5_hash, verify_cleartext
 from registry import Registry, open_registry
@@ -198,3 +200,21 @@ async def test_service_lists_what_was_added(service: RegistryService, acme: int)
 
 def mode_of(path: Path) -> int:
     return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+def test_lookup_that_is_broken_off_leaves_no_thread_that_outlives_the_loop(
+    turns: int, tmp_path: Path, keyring: KeyRing
+) -> None:
+    async def break_off() -> None:
+        async with open_registry(f"sqlite:///{tmp_path}/registry.db", keyring) as opened:
+            looking = asyncio.ensure_future(opened.reader.version())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    before = threading.active_count()
+    asyncio.run(break_off())
+    # A thread that finds its loop closed fails, and pytest takes that for a failure.
+    wait_until(lambda: threading.active_count() <= before, what="the threads' end")
