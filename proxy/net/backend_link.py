@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from proxy.net.client_link import ClientLink
 
 TERMINATE: Final = b"X\x00\x00\x00\x04"
+LAST_READS: Final = 32
+"""Chunks read at most from a server that has closed."""
 _READY_HEADER: Final = b"Z\x00\x00\x00\x05"
 
 
@@ -198,6 +200,15 @@ class BackendLink(Stream):
             message = b"" if self.state.fatal else self.host.farewell(client, TOLD_BACKEND_LOST, reason)
             client.finish(message, "its backend was lost", self.selector.now + FAREWELL_TIME)
 
+    def hear_out(self) -> None:
+        """End the link when the server takes nothing more, and pass on before what it has said last, such as why."""
+        self.entry.flags |= FLAG_OBSOLETE
+        for _ in range(LAST_READS):
+            if not self.polled or self.entry.state >= CLOSING:
+                return
+            self.buffered()
+        self.lost("the server closed the connection")
+
     def contain(self, error: BaseException) -> None:
         """Close this backend and its client after an exception in the relay's code."""
         client = self.client
@@ -352,7 +363,7 @@ class BackendLink(Stream):
     def _drain(self) -> None:
         self.flush()
         if self.broken:
-            self.lost("the server closed the connection")
+            self.hear_out()
             return
         client = self.client
         if client is not None and self.unsent_size <= LOW_WATER:

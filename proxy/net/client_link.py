@@ -275,8 +275,8 @@ class ClientLink(Stream):
             backend.write(data[:count])
             data = data[count:]
         if backend.broken:
-            backend.lost("the server closed the connection")
-            return b""
+            backend.hear_out()
+            return b"" if self.finishing or not self.polled else data
         if front.found != FOUND_NOTHING:
             self._found()
             return b""
