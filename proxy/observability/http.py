@@ -21,8 +21,11 @@ MAX_HEAD: Final = 8192
 REQUEST_TIMEOUT: Final = 5.0
 ANSWER_TIMEOUT: Final = 30.0
 """Seconds for making an answer and for the client to take it; one that does not read holds its connection no longer."""
-TURN_AWAY_TIMEOUT: Final = 0.5
+LINGER: Final = 0.5
+"""Seconds for a client whose request was refused to stop sending."""
 MAX_CONNECTIONS: Final = 64
+MAX_TURNED_AWAY: Final = 64
+"""Connections above MAX_CONNECTIONS that are told so; more are closed without a word."""
 REASONS: Final = {
     200: "OK",
     400: "Bad Request",
@@ -132,6 +135,9 @@ class HttpEndpoint:
         await asyncio.gather(*sessions, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._sessions) >= MAX_CONNECTIONS + MAX_TURNED_AWAY:
+            writer.transport.abort()
+            return
         # A task of our own: asyncio's streams report the cancellation of theirs as an error.
         session = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._sessions.add(session)
@@ -146,6 +152,7 @@ class HttpEndpoint:
                     await self._dispatch(request, answer)
             except _Refused as refused:
                 await self._say(answer, refused.status, str(refused))
+                await _hear_out(reader, writer)
             except (TimeoutError, OSError, asyncio.IncompleteReadError):
                 log.debug("an HTTP client left or was too slow")
                 return
@@ -167,9 +174,6 @@ class HttpEndpoint:
 
     async def _receive(self, reader: asyncio.StreamReader) -> _Request:
         if len(self._sessions) > MAX_CONNECTIONS:
-            # What is left unread when the socket closes would make the system throw the answer away.
-            async with asyncio.timeout(TURN_AWAY_TIMEOUT):
-                await reader.read(MAX_HEAD)
             raise _Refused(503, "too many connections")
         async with asyncio.timeout(self._request_timeout):
             return await _read_request(reader)
@@ -261,6 +265,17 @@ class _Answer:
     async def _write(self, data: bytes) -> None:
         self._writer.write(data)
         await self._writer.drain()
+
+
+async def _hear_out(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Let a refused client finish: bytes unread when the socket closes make the system throw the answer away."""
+    writer.write_eof()
+    try:
+        async with asyncio.timeout(LINGER):
+            while await reader.read(MAX_HEAD):
+                pass
+    except TimeoutError:
+        log.debug("an HTTP client went on sending after its request was refused")
 
 
 async def _read_request(reader: asyncio.StreamReader) -> _Request:

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 from harness.waiting import eventually
 
-from proxy.observability.http import MAX_CONNECTIONS, Check, HttpEndpoint, ReloadFailed, Routes
+from proxy.observability.http import MAX_CONNECTIONS, MAX_TURNED_AWAY, Check, HttpEndpoint, ReloadFailed, Routes
 
 Ask = Callable[..., Awaitable[tuple[int, dict[str, str], bytes]]]
 
@@ -104,6 +104,9 @@ async def test_readiness_is_503_with_the_reason_when_a_check_fails(site: Site) -
         ("POST /reload HTTP/1.1\nContent-Length: 5", 413),
         ("POST /reload HTTP/1.1", 401),
         ("POST /reload HTTP/1.1\nAuthorization: Bearer wrong", 401),
+        ("POST /reload HTTP/1.1\nAuthorization: Bearer righ", 401),
+        ("POST /reload HTTP/1.1\nAuthorization: Bearer right\u00e9", 401),
+        ("POST /reload HTTP/1.1\nAuthorization: right", 401),
         ("nonsense", 400),
         ("GET /metrics HTTP/1.1\nX: " + "y" * 10_000, 431),
     ],
@@ -170,3 +173,38 @@ async def test_more_connections_than_the_limit_are_turned_away(site: Site) -> No
     assert status == 503
     for _, writer in held:
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", 431),
+        (b"POST /reload HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + b"z" * 1_000_000, 413),
+    ],
+)
+async def test_a_refusal_reaches_a_client_that_is_still_sending(site: Site, request_bytes: bytes, status: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.endpoint.port)
+    writer.write(request_bytes)
+    await writer.drain()
+    answer = await asyncio.wait_for(reader.read(), 10)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    writer.close()
+
+
+async def test_a_refused_client_that_never_stops_sending_is_cut_off(site: Site) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.endpoint.port)
+    writer.write(b"nonsense\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 400 ")
+    await eventually(lambda: site.endpoint.sessions == 0)
+    writer.close()
+
+
+async def test_a_flood_of_connections_holds_a_bounded_number(site: Site) -> None:
+    most = MAX_CONNECTIONS + MAX_TURNED_AWAY
+    held = [await asyncio.open_connection("127.0.0.1", site.endpoint.port) for _ in range(2 * most)]
+    served = site.endpoint.sessions
+    for _, writer in held:
+        writer.close()
+    assert served <= most
+    await eventually(lambda: site.endpoint.sessions == 0)
+    assert (await site.ask("GET /healthz HTTP/1.1"))[0] == 200
