@@ -1,7 +1,8 @@
 """The metrics of a node, in Prometheus' text format.
 
 The hot path keeps plain counters (`proxy.pool.counters`); here they are read when somebody asks, in slices, so that
-the relay is never held up by the number of tenants.  `tenant_sums` bounds the number of series.
+the relay is never held up by the number of tenants.  `tenant_sums` bounds the number of series;
+`server_sums` keeps what servers have counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from prometheus_client.exposition import generate_latest
 
 from proxy.net.front_door import FrontDoor
 from proxy.net.hub import Hub
+from proxy.observability.server_sums import ServerSums
 from proxy.observability.tenant_sums import TenantSum, TenantSums
 from proxy.pool.ledger import NodeLedger
 from proxy.pool.tenancy import Tenancy
@@ -61,12 +63,12 @@ class NodeMetrics:
         build: BuildInfo,
         max_tenants: int = MAX_TENANTS,
     ) -> None:
-        self._ledger = ledger
         self._door = door
         self._hub = hub
         self._routing = routing
         self._build = build
         self._tenants = TenantSums(ledger, tenancy, lambda: hub.selector.now, max_tenants=max_tenants)
+        self._servers = ServerSums(ledger, lambda: hub.selector.now)
         self._gathering = asyncio.Lock()
         self._process = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._process)
@@ -112,12 +114,12 @@ class NodeMetrics:
         backoff = GaugeMetricFamily(
             "pgtenant_server_backoff", "1 while a server that failed is not tried again.", labels=["server"]
         )
-        for server in self._ledger.servers.values():
-            slots.add_metric([server.name], server.held)
-            caps.add_metric([server.name], server.max_connections)
-            waiting.add_metric([server.name], sum(pool.waiting for pool in server.waiting_pools))
-            failures.add_metric([server.name], server.connect_failures)
-            backoff.add_metric([server.name], float(server.backoff_until > self._hub.selector.now))
+        for name, server in self._servers.gather().items():
+            slots.add_metric([name], server.held)
+            caps.add_metric([name], server.max_connections)
+            waiting.add_metric([name], server.waiting)
+            failures.add_metric([name], server.connect_failures)
+            backoff.add_metric([name], float(server.in_backoff))
         yield from (slots, caps, waiting, failures, backoff)
 
     def _of_node(self) -> Iterator[Metric]:

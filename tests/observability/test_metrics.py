@@ -72,16 +72,16 @@ async def test_a_renamed_tenants_successor_does_not_take_over_its_series() -> No
 
 async def test_rendering_gives_the_loop_its_turn() -> None:
     world = MetricsWorld()
-    for number in range(1, 201):
+    for number in range(1, 10_001):
         world.add_tenant(number)
     gaps: list[float] = []
     done = asyncio.Event()
 
     async def watch() -> None:
-        last = time.perf_counter()
+        last = time.thread_time()
         while not done.is_set():
             await asyncio.sleep(0)
-            now = time.perf_counter()
+            now = time.thread_time()
             gaps.append(now - last)
             last = now
 
@@ -91,9 +91,9 @@ async def test_rendering_gives_the_loop_its_turn() -> None:
     done.set()
     await watcher
     assert len(text) > 200_000
-    # Without slices the loop would have had a handful of turns; how long each takes is the machine's.
-    assert len(gaps) > 50
-    assert sorted(gaps)[len(gaps) // 2] < 0.02
+    # Processor time, which others on the machine do not lengthen; a collection of garbage may fall into any turn.
+    assert len(gaps) > 200
+    assert sorted(gaps)[len(gaps) * 99 // 100] < 0.005
 
 
 async def test_histogram_buckets_are_cumulative_and_end_with_all() -> None:

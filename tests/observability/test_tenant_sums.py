@@ -12,6 +12,7 @@ from harness.metricsworld import MetricsWorld
 from proxy.observability.tenant_sums import (
     MAX_OTHER_ERRORS,
     OTHER,
+    PLACES_PER_SLICE,
     QUIET_AFTER,
     TENANTS_PER_SLICE,
     TenantSum,
@@ -181,3 +182,17 @@ async def test_two_scrapes_at_once_say_the_same() -> None:
 async def test_a_family_without_samples_still_has_its_heading() -> None:
     text = await MetricsWorld().text()
     assert "# TYPE pgtenant_errors_total counter" in text
+
+
+def test_handing_on_places_pauses_after_every_few() -> None:
+    world = Sums(places=100)
+    for tenant in range(1, 201):
+        world.work(tenant)
+    world.look()
+    world.now += QUIET_AFTER
+    for tenant in range(101, 201):
+        world.work(tenant)
+    world.pauses = 0
+    world.look()
+    assert world.pauses == 200 // TENANTS_PER_SLICE + 100 // PLACES_PER_SLICE
+    assert set(world.look()) == {OTHER} | {f"t{tenant}" for tenant in range(101, 201)}
