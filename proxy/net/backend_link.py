@@ -21,6 +21,7 @@ from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import CLOSING, FLAG_DIRTY, FLAG_OBSOLETE, IDLE, BackendEntry
 from proxy.session.parameters import ParameterSet, switch_statement
+from proxy.session.relay import FOUND_NOTHING
 from proxy.session.replies import PIN_SESSION, BackState
 from proxy.wire.framing import B_ERROR, B_NOTICE, B_PARAMETER_STATUS, STATUS_IDLE
 
@@ -105,7 +106,7 @@ class BackendLink(Stream):
         if state.remarks:
             self._remarks(client)
         if client.broken:
-            client.close("the client closed the connection")
+            client.hang_up("the client closed the connection")
             return
         if state.head == len(state.queue):
             self.try_release()
@@ -128,6 +129,8 @@ class BackendLink(Stream):
             )
             return
         if not state.releasable() or front.left or len(client.held) != 0:
+            if front.found != FOUND_NOTHING and not client.finishing:
+                client.end_as_found()
             return
         if front.pins or state.pins:
             self._stay_pinned(client)
@@ -275,6 +278,8 @@ class BackendLink(Stream):
             client.front.closed(state)
         if self.switching is not None and not state.swallowing_own:
             self._switched(client)
+        if client.front.found != FOUND_NOTHING and not client.finishing and not state.will_answer():
+            client.end_as_found()
 
     def _switched(self, client: ClientLink) -> None:
         """The settings are those of the client now, or the server has refused them."""

@@ -85,7 +85,7 @@ class ClientLink(Stream):
         if mask & EPOLLIN:
             self.buffered()
         elif mask & ~EPOLLOUT:
-            self._hang_up("the client closed the connection")
+            self.hang_up("the client closed the connection")
             return
         if mask & EPOLLOUT and self.polled:
             self._drain()
@@ -97,13 +97,13 @@ class ClientLink(Stream):
             return
         if len(data) == 0 or self.finishing:
             if len(data) == 0:
-                self._hang_up("the client closed the connection")
+                self.hang_up("the client closed the connection")
             return
         self.pool.counters.bytes_from_clients += len(data)
         if len(self.held) != 0:
             data = self.held + data
             self.held = b""
-        if self.waiter is not None or self.feeding:
+        if self.waiter is not None or self.feeding or self.front.found != FOUND_NOTHING:
             self._hold(data)
             return
         self.feed(data)
@@ -278,7 +278,7 @@ class ClientLink(Stream):
             backend.hear_out()
             return b"" if self.finishing or not self.polled else data
         if front.found != FOUND_NOTHING:
-            self._found()
+            self._found(backend, data)
             return b""
         if len(data) != 0:
             self._hold(data)
@@ -288,7 +288,14 @@ class ClientLink(Stream):
             backend.try_release()
         return b""
 
-    def _found(self) -> None:
+    def _found(self, backend: BackendLink, data: bytes) -> None:
+        """End the session at what the scan has found, once everything before it is answered."""
+        if backend.state.will_answer():
+            self._hold(data)
+        else:
+            self.end_as_found()
+
+    def end_as_found(self) -> None:
         """End the session at what the scan has found."""
         front = self.front
         if front.found == FOUND_TERMINATE:
@@ -322,7 +329,7 @@ class ClientLink(Stream):
     def _drain(self) -> None:
         self.flush()
         if self.broken:
-            self._hang_up("the client closed the connection")
+            self.hang_up("the client closed the connection")
             return
         if self.finishing and self.unsent is None:
             self.end_writing()
@@ -333,8 +340,12 @@ class ClientLink(Stream):
                 backend.watch()
             self.watch()
 
-    def _hang_up(self, reason: str) -> None:
-        self.close(reason)
+    def hang_up(self, reason: str) -> None:
+        """The client is gone; what it asked for before a Terminate is still to be done."""
+        if self.front.found == FOUND_TERMINATE and not self.finishing:
+            self.end_as_found()
+        else:
+            self.close(reason)
 
     def _leave_backend(self) -> None:
         """Part from the backend or the queue: a clean backend goes back, any other is closed."""

@@ -128,6 +128,10 @@ class BackState:
         """Say whether any reply is outstanding."""
         return self.head < len(self.queue)
 
+    def will_answer(self) -> bool:
+        """Say whether replies are outstanding that come without anything more being sent."""
+        return self.owes() and not (self.open_batch or self.copy_in or self.doubt or self.skipping)
+
     def releasable(self) -> bool:
         """Say whether this backend is between transactions with nothing outstanding."""
         return (
@@ -434,6 +438,7 @@ class BackState:
         self.queue = kept
         self.head = 0
         self.copy_in = not ended
+        self.remarks = True
         self.open_batch = self.open_batch or (debt == OWE_EXECUTE and OWE_SYNC not in kept)
 
     def _parameter(self, data: bytes, pos: i64, end: i64) -> None:

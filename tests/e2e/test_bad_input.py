@@ -288,6 +288,14 @@ def test_malformed_messages_are_answered_as_postgresql_does(case: str, world: Wo
         assert outcome(client, AFTER_LOGIN[case]) == (expected, goes_on)
 
 
+def test_what_was_asked_before_something_impossible_is_answered_first(world: World, acme: TenantUnderTest) -> None:
+    with logged_in(world, acme) as client:
+        client.send(query("select 'asked'"), query("select 'and asked'"), frame("?", b"what"))
+        answers = client.read_to_end()
+    assert [message.row[0] for message in answers if message.kind == "D"] == ["asked", "and asked"]
+    assert answers[-1].fields["C"] == "08P01"
+
+
 def test_the_beginning_of_an_unknown_message_ends_a_transaction_with_a_word(
     world: World, acme: TenantUnderTest
 ) -> None:
@@ -375,10 +383,9 @@ def test_many_messages_in_one_segment_are_answered_in_order(world: World, acme: 
 
 
 def test_queries_in_the_segment_of_the_last_login_message(world: World, acme: TenantUnderTest) -> None:
-    with EagerClient(world.proxy.port, query("select 'early'") + query("select 'bird'")) as client:
+    with EagerClient(world.proxy.port, query("select 'early'") + query("select 'bird'") + terminate()) as client:
         client.login(acme.user, acme.password, acme.slug)
-        answers = client.read_until() + client.read_until()
-        rows = [message.row for message in answers if message.kind == "D"]
+        rows = [message.row for message in client.read_to_end() if message.kind == "D"]
     assert rows == [("early",), ("bird",)]
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import pytest
 from harness.rawclient import (
     Disconnected,
-    Message,
     RawClient,
     bind,
     close,
@@ -20,6 +19,7 @@ from harness.rawclient import (
     parse,
     query,
     sync,
+    terminate,
 )
 from harness.registries import TenantUnderTest
 from harness.world import World
@@ -122,17 +122,17 @@ def pieces(data: bytes, chance: random.Random) -> Iterator[bytes]:
 
 
 def converse(client: RawClient, data: list[bytes]) -> list[tuple[str, bytes]]:
-    """Send all of it and collect what is answered, up to the answer to a last query or the end of the session."""
-    answers: list[Message] = []
+    """Send all of it, a last query and a goodbye, and collect everything that is answered."""
+    answers: list[tuple[str, bytes]] = []
     try:
         for piece in data:
             client.send(piece)
-        client.send(frame("f", b"over\0"), sync(), query("rollback"), query(f"select '{END}'"))
-        while not (answers and answers[-1].kind == "Z" and ended([(m.kind, m.body) for m in answers[-3:]])):
-            answers.append(client.read())
+        client.send(frame("f", b"over\0"), sync(), query("rollback"), query(f"select '{END}'"), terminate())
+        while True:
+            message = client.read()
+            answers.append((message.kind, message.body))
     except (Disconnected, ConnectionError):
-        pass
-    return [(message.kind, message.body) for message in answers]
+        return answers
 
 
 @pytest.fixture(scope="module")
