@@ -34,7 +34,7 @@ of prometheus-client (`process_cpu_seconds_total` and so on).
 The number of series is bounded: 200 tenants have series of their own, all others share `tenant="_other"`. A tenant
 that has had no transaction for five minutes gives its place to a busy one that has none. What a tenant does is counted
 by the series that it has at that moment and never moved to another: no counter decreases while a node runs, and rates
-summed up over all tenants are exact.
+summed up over all tenants are exact. A server that no tenant here uses any more keeps its counter and shows no slots.
 
 | metric | type | labels | meaning |
 |---|---|---|---|
