@@ -199,9 +199,11 @@ class BackendLink(Stream):
             client.part(self)
         self.host.backend_gone(self, self.last_words or reason)
         if client is not None:
-            # A server that says why it closes (FATAL) has told the client itself.
-            message = b"" if self.state.fatal else self.host.farewell(client, TOLD_BACKEND_LOST, reason)
-            client.finish(message, "its backend was lost", self.selector.now + FAREWELL_TIME)
+            # A server that says why it closes (FATAL) has told the client itself, and who says goodbye needs no reason.
+            told = self.state.fatal or client.goodbye
+            message = b"" if told else self.host.farewell(client, TOLD_BACKEND_LOST, reason)
+            ending = "the client disconnected" if client.goodbye else "its backend was lost"
+            client.finish(message, ending, self.selector.now + FAREWELL_TIME)
 
     def hear_out(self) -> None:
         """End the link when the server takes nothing more, and pass on before what it has said last, such as why."""

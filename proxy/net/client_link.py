@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from proxy.net.backend_link import BackendLink, link_of
+from proxy.net.backend_link import TERMINATE, BackendLink, link_of
 from proxy.net.link_host import (
     FAREWELL_TIME,
     MODE_SESSION,
@@ -24,7 +24,7 @@ from proxy.net.link_host import (
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
-from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, PoolLedger, Waiter
+from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, FLAG_OBSOLETE, PoolLedger, Waiter
 from proxy.session.parameters import ParameterSet
 from proxy.session.relay import FOUND_FAULT, FOUND_NOTHING, FOUND_TERMINATE, FrontState
 from proxy.session.replies import PINS_DIRTY
@@ -62,6 +62,7 @@ class ClientLink(Stream):
         self.linked_at: float = 0.0
         self.counted_pinned: bool = False
         self.cut_off: bool = False
+        self.goodbye: bool = False
         self.finishing: bool = False
         self.finish_by: float = 0.0
         self.reason: str = ""
@@ -290,9 +291,9 @@ class ClientLink(Stream):
 
     def _found(self, backend: BackendLink, data: bytes) -> None:
         """End the session at what the scan has found, once everything before it is answered."""
-        if backend.state.will_answer():
-            self._hold(data)
-        else:
+        # What is held keeps the backend from being released.
+        self._hold(data)
+        if not backend.state.will_answer():
             self.end_as_found()
 
     def end_as_found(self) -> None:
@@ -300,10 +301,13 @@ class ClientLink(Stream):
         front = self.front
         if front.found == FOUND_TERMINATE:
             backend = self.backend
-            if backend is not None and backend.state.owes():
-                # The server is to finish what it was asked, as if the client had been connected to it.
-                self.part(backend)
-                backend.leave()
+            if backend is not None and (backend.state.owes() or backend.state.doubt):
+                # When all is answered only the server knows: it closes then, and `BackendLink.lost` follows.
+                if not self.goodbye:
+                    self.goodbye = True
+                    backend.entry.flags |= FLAG_OBSOLETE
+                    backend.write(TERMINATE)
+                return
             self.close("the client disconnected")
         elif front.found == FOUND_FAULT:
             self._fault(front.fault)
@@ -342,10 +346,11 @@ class ClientLink(Stream):
 
     def hang_up(self, reason: str) -> None:
         """The client is gone; what it asked for before a Terminate is still to be done."""
-        if self.front.found == FOUND_TERMINATE and not self.finishing:
-            self.end_as_found()
-        else:
-            self.close(reason)
+        backend = self.backend
+        if self.front.found == FOUND_TERMINATE and backend is not None and backend.state.owes():
+            self.part(backend)
+            backend.leave()
+        self.close(reason)
 
     def _leave_backend(self) -> None:
         """Part from the backend or the queue: a clean backend goes back, any other is closed."""

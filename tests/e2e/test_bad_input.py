@@ -296,6 +296,44 @@ def test_what_was_asked_before_something_impossible_is_answered_first(world: Wor
     assert answers[-1].fields["C"] == "08P01"
 
 
+GOODBYES = {
+    "a query": [query("select 'answered'")],
+    "a pipeline": [parse("select 'answered'"), bind(), execute(), sync()],
+    "a pipeline without its end": [parse("select 'answered'"), bind(), execute()],
+    "a transaction": [query("begin"), query("update mine set note = 'dirty'"), query("select 'answered'")],
+    "a copy": [query("copy mine from stdin"), frame("d", b"9\tdirty\n")],
+    "a failed copy": [query("copy mine from stdin"), frame("d", b"no row\n"), query("select 'answered'")],
+    "a copy with a Sync inside": [
+        parse("copy mine from stdin"),
+        bind(),
+        execute(),
+        sync(),
+        frame("f", b"no\0"),
+        sync(),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", GOODBYES)
+def test_a_goodbye_in_the_segment_of_the_last_request_ends_as_with_postgresql(
+    case: str, world: World, acme: TenantUnderTest
+) -> None:
+    def told(client: RawClient) -> list[str]:
+        client.send(*GOODBYES[case], terminate())
+        with suppress(Disconnected):
+            return [message.kind for message in client.read_to_end()]
+        return []
+
+    with RawClient(acme.database.server.port) as direct:
+        direct.login(acme.database.role, acme.database.password, acme.database.name)
+        expected = told(direct)
+    with logged_in(world, acme) as client:
+        assert told(client) == expected
+    for _ in range(3):
+        with logged_in(world, acme) as client:
+            assert client.rows("select note from mine") == [("clean",)]
+
+
 def test_the_beginning_of_an_unknown_message_ends_a_transaction_with_a_word(
     world: World, acme: TenantUnderTest
 ) -> None:
