@@ -141,7 +141,8 @@ def test_taken_port_is_a_clear_message_before_anything_starts(environment: dict[
 def test_terminals_ctrl_c_reaches_the_command_which_has_the_terminal(environment: dict[str, str]) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, [*DEMO, "--run", "read line; echo got $line; sleep 600"], environment)
+        # exec: a shell that forks just now may lose the signal, and would then wait for its child.
+        os.execve(sys.executable, [*DEMO, "--run", "read line; echo got $line; exec sleep 600"], environment)
     os.write(terminal, b"typed\n")
     shown = b""
     while b"got typed" not in shown:
