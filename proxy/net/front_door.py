@@ -84,6 +84,16 @@ class ClientInfo:
     key: bytes
 
 
+@dataclass(slots=True)
+class Visit:
+    """One login under way: what the log says of it, as far as that is known yet."""
+
+    address: str
+    started: float
+    user: str | None = None
+    tenant: str | None = None
+
+
 class SettingsRefused(Exception):
     """PostgreSQL refused a client's startup parameters; `message` is its ErrorResponse, as FATAL."""
 
@@ -130,25 +140,24 @@ class FrontDoor:
     async def welcome(self, sock: socket.socket, peer: PeerAddress) -> None:
         """Take one accepted connection through its login, and leave nothing behind if that fails."""
         io = HandshakeSocket(sock, turnstile=self._turnstile)
-        address = f"{peer[0]}:{peer[1]}"
-        started = self._clock()
+        visit = Visit(f"{peer[0]}:{peer[1]}", self._clock())
         try:
             async with asyncio.timeout(self._settings.login_timeout):
-                await self._login(io, address, started)
+                await self._login(io, visit)
         except ClientGone as gone:
-            log.debug("client left before its login", address=address, reason=str(gone))
+            log.debug("client left before its login", address=visit.address, reason=str(gone))
         except TimeoutError:
-            await self._refuse(io, address, Failure(LOGIN_TIMEOUT, seconds=self._settings.login_timeout))
+            await self._refuse(io, visit, Failure(LOGIN_TIMEOUT, seconds=self._settings.login_timeout))
         except Failure as failure:
-            await self._refuse(io, address, failure)
+            await self._refuse(io, visit, failure)
         except ProtocolError as error:
-            await self._refuse(io, address, Failure(PROTOCOL_VIOLATION, reason=error))
+            await self._refuse(io, visit, Failure(PROTOCOL_VIOLATION, reason=error))
         except SettingsRefused as refusal:
-            self._count_refusal("settings_refused", address, str(refusal))
+            self._count_refusal(visit, "settings_refused", str(refusal), log.info)
             await farewell(io, refusal.message.encode())
         except Exception:
             self.internal_errors += 1
-            log.exception("a login failed inside the proxy", address=address)
+            log.exception("a login failed inside the proxy", address=visit.address)
             await send_failure(io, Failure(INTERNAL))
         finally:
             io.close()
@@ -176,7 +185,7 @@ class FrontDoor:
         """Stop the probes that are under way."""
         await self._flights.close()
 
-    async def _login(self, io: HandshakeSocket, address: str, started: float) -> None:
+    async def _login(self, io: HandshakeSocket, visit: Visit) -> None:
         greeting = await greet(io, self._settings.greet)
         if greeting.cancel is not None:
             await self._cancel(greeting.cancel.pid, greeting.cancel.key)
@@ -188,19 +197,20 @@ class FrontDoor:
         if len(self.clients) >= self._settings.max_clients:
             raise Failure(TOO_MANY_CLIENTS, limit=self._settings.max_clients)
         selectors = selectors_from_startup(startup, greeting.sni, self._resolver.rules)
+        visit.user = selectors.user
         resolution = await self._resolver.resolve(selectors)
+        visit.tenant = resolution.route.slug if resolution.route is not None else None
         final = await authenticate(io, selectors.user, resolution, self._settings.auth, tls=greeting.tls)
         if resolution.failure is not None:
             raise resolution.failure
-        await self._admit(io, greeting, resolution, address, started, final)
+        await self._admit(io, greeting, resolution, visit, final)
 
     async def _admit(
         self,
         io: HandshakeSocket,
         greeting: Greeting,
         resolution: Resolution,
-        address: str,
-        started: float,
+        visit: Visit,
         final: bytes,
     ) -> None:
         """Give an authenticated client its place, or refuse it for want of one."""
@@ -224,7 +234,7 @@ class FrontDoor:
         link.mode = pool.mode
         if link.mode == MODE_SESSION:
             link.front.pins |= PIN_SESSION
-        link.info = ClientInfo(resolution.user, address, greeting.tls, started, pid, key)
+        link.info = ClientInfo(resolution.user, visit.address, greeting.tls, visit.started, pid, key)
         self.clients[pid] = link
         self.logins += 1
         self._hub.selector.add(link, link.reading())
@@ -234,9 +244,9 @@ class FrontDoor:
             "client connected",
             tenant=tenant.slug,
             user=resolution.user,
-            address=address,
+            address=visit.address,
             tls=greeting.tls,
-            duration=round(self._clock() - started, 4),
+            duration=round(self._clock() - visit.started, 4),
         )
 
     def _pool_of(self, resolution: Resolution) -> PoolLedger:
@@ -313,13 +323,22 @@ class FrontDoor:
         entry, readies = backend.entry, backend.state.readies
         await self._dialer.cancel(entry, lambda: serving(entry, client, readies))
 
-    async def _refuse(self, io: HandshakeSocket, address: str, failure: Failure) -> None:
-        self._count_refusal(failure.spec.name, address, failure.message)
+    async def _refuse(self, io: HandshakeSocket, visit: Visit, failure: Failure) -> None:
+        says = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}
+        self._count_refusal(visit, failure.spec.name, failure.message, says[failure.spec.log_level])
         await send_failure(io, failure)
 
-    def _count_refusal(self, name: str, address: str, reason: str) -> None:
+    def _count_refusal(self, visit: Visit, name: str, reason: str, say: Callable[..., object]) -> None:
         self.refused[name] = self.refused.get(name, 0) + 1
-        log.info("client refused", address=address, error=name, reason=reason)
+        say(
+            "client refused",
+            tenant=visit.tenant,
+            user=visit.user,
+            address=visit.address,
+            error=name,
+            reason=reason,
+            duration=round(self._clock() - visit.started, 4),
+        )
 
 
 def _as_fatal(message: bytes) -> ErrorResponse:
