@@ -64,23 +64,30 @@ class KeptProcess:
             "foreground": foreground,
             "sweep": sweep,
         }
-        self._control, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as files:
+        with contextlib.ExitStack() as undo:
+            self._control, theirs = socket.socketpair()
+            undo.callback(self._control.close)
+            with theirs:
+                self._keeper = self._start_keeper(theirs.fileno(), log, foreground=foreground)
+            undo.callback(self._abandon)
+            self.pid = self._place(order)
+            undo.pop_all()
+
+    def _start_keeper(self, control: int, log: Path | None, *, foreground: bool) -> subprocess.Popen[bytes]:
+        with contextlib.ExitStack() as files:
             output = None if log is None else files.enter_context(log.open("ab"))
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py")), str(theirs.fileno())],
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py")), str(control)],
                 stdin=None if foreground else subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[control],
                 start_new_session=not foreground,
             )
-        try:
-            self.pid = self._place(order)
-        except OSError:
-            self._control.close()
-            self._keeper.wait()
-            raise
+
+    def _abandon(self) -> None:
+        self._control.close()
+        self._keeper.wait()
 
     def _place(self, order: Mapping[str, object]) -> int:
         self._control.settimeout(START_PATIENCE)

@@ -5,11 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.waiting import wait_until
 
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.install import EmbeddedError, find_installation, reachable_installation, server_account
@@ -17,18 +17,15 @@ from proxy.demo.kept import KeptProcess
 from proxy.demo.ports import free_port, is_free
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
-
-
 def lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.fixture(params=[18, 17])
@@ -159,20 +156,18 @@ def test_servers_and_their_files_go_when_their_owner_is_killed(number: signal.Si
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
 def test_command_dies_with_its_keeper(tmp_path: Path) -> None:
-    kept = KeptProcess(["sleep", "600"], env={"PATH": os.environ["PATH"]}, log=tmp_path / "log")
-    (keeper,) = [
-        int(line.split()[0])
-        for line in subprocess.check_output(["ps", "-A", "-o", "pid,args"], text=True).splitlines()
-        if "keeper.py" in line and Path(f"/proc/{kept.pid}/stat").read_text().split()[3] == line.split()[0]
-    ]
-    os.kill(keeper, signal.SIGKILL)
-    wait_until(lambda: not lives(kept.pid))
-    assert kept.wait(5) != 0
+    with KeptProcess(["sleep", "600"], env={"PATH": os.environ["PATH"]}, log=tmp_path / "log") as kept:
+        keeper = parent(kept.pid)
+        assert keeper != os.getpid()
+        os.kill(keeper, signal.SIGKILL)
+        wait_until(lambda: not lives(kept.pid))
+        assert kept.wait(5) != 0
 
 
 def test_status_of_the_command_is_passed_on(tmp_path: Path) -> None:
     def status(script: str) -> int:
-        return KeptProcess(["sh", "-c", script], env=dict(os.environ), log=tmp_path / "log").wait(30)
+        with KeptProcess(["sh", "-c", script], env=dict(os.environ), log=tmp_path / "log") as kept:
+            return kept.wait(30)
 
     assert status("exit 7") == 7
     assert status("kill -TERM $$") == 128 + signal.SIGTERM
@@ -181,8 +176,8 @@ def test_status_of_the_command_is_passed_on(tmp_path: Path) -> None:
 
 def test_sweep_ends_what_the_command_left_in_the_background(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    kept = KeptProcess(["sh", "-c", "sleep 600 & echo $!"], env=dict(os.environ), log=log, sweep=True)
-    assert kept.wait(30) == 0
+    with KeptProcess(["sh", "-c", "sleep 600 & echo $!"], env=dict(os.environ), log=log, sweep=True) as kept:
+        assert kept.wait(30) == 0
     wait_until(lambda: not lives(int(log.read_text())))
 
 
