@@ -141,6 +141,24 @@ TLS_REQUIRED: Final = ErrorSpec(
     hint="Add sslmode=require (or verify-full) to the connection string.",
     retry_safe=False,
 )
+CERTIFICATE_REQUIRED: Final = ErrorSpec(
+    name="certificate_required",
+    sqlstate="28000",
+    severity=Severity.FATAL,
+    log_level="info",
+    text="connection requires a valid client certificate",
+    hint="Give the driver the certificate and key that were issued for this login, as sslcert and sslkey.",
+    retry_safe=False,
+)
+CERTIFICATE_OF_ANOTHER: Final = ErrorSpec(
+    name="certificate_of_another",
+    sqlstate="28000",
+    severity=Severity.FATAL,
+    log_level="warning",
+    text='the client certificate is not one of user "{user}"',
+    hint="The common name (CN) of the certificate has to be the login's name.",
+    retry_safe=False,
+)
 CLEARTEXT_FORBIDDEN: Final = ErrorSpec(
     name="cleartext_forbidden",
     sqlstate="28000",
@@ -400,6 +418,8 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             INVALID_OPTIONS,
             LOGIN_TIMEOUT,
             TLS_REQUIRED,
+            CERTIFICATE_REQUIRED,
+            CERTIFICATE_OF_ANOTHER,
             CLEARTEXT_FORBIDDEN,
             INVALID_PASSWORD,
             USER_MISSING,

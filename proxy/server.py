@@ -6,8 +6,10 @@ import asyncio
 import random
 import selectors
 import signal
+import ssl
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final, cast
 
 import structlog
@@ -15,15 +17,17 @@ import structlog
 from proxy.errors import SHUTTING_DOWN, TERMINATED, Failure
 from proxy.net.client_handshake import AuthPolicy, GreetPolicy
 from proxy.net.client_link import ClientLink
+from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode
 from proxy.net.dialer import Dialer, DialSettings
 from proxy.net.front_door import DoorSettings, FrontDoor
 from proxy.net.hub import Hub, held_back
 from proxy.net.listener import Listener, ListenError
 from proxy.net.mailroom import Mailroom
+from proxy.net.real_address import ProxyPolicy
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
-from proxy.net.tls import ClientTls, ServerTlsContexts, TlsConfigError
+from proxy.net.tls import ServerTlsContexts, TlsConfigError
 from proxy.observability.http import Check, HttpEndpoint, ReloadFailed, Routes
 from proxy.observability.metrics import CONTENT_TYPE, NodeMetrics
 from proxy.pool.janitor import run_janitor
@@ -45,9 +49,12 @@ log = structlog.get_logger(__name__)
 COLD_AFTER: Final = 60.0
 """Seconds without a client or backend after which a tenant's pools are freed."""
 COLD_SWEEP: Final = 5.0
+CERTIFICATE_LOOK: Final = 1.0
+"""Seconds between two looks whether the files of certificates have changed."""
 DRAIN_STEP: Final = 0.05
 CLOSE_WAIT: Final = 1.0
 """Seconds that servers have to close their side when the node ends."""
+TLS_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class Node:
@@ -127,7 +134,7 @@ class Node:
         self.remembers = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unsettled: set[int] = set()
-        self._last_cold_sweep = self.clock()
+        self._last_cold_sweep = self._last_look = self.clock()
         self.resolver.subscribe(self._on_route_update)
 
     @property
@@ -231,6 +238,9 @@ class Node:
         self.hub.driver.tick(now, self.settings.pool.linger)
         self.hub.sweep(now)
         self._settle()
+        if self.client_tls is not None and now - self._last_look >= CERTIFICATE_LOOK:
+            self._last_look = now
+            look_at_certificates(self.client_tls)
         if now - self._last_cold_sweep >= COLD_SWEEP:
             self._last_cold_sweep = now
             self.tenancy.forget_cold(now, COLD_AFTER)
@@ -340,11 +350,35 @@ def slug_of(update: RouteUpdate) -> str:
 
 
 def client_tls(settings: Settings) -> ClientTls | None:
-    """The certificate for clients; raises TlsConfigError."""
+    """TLS with clients, None where it is off; raises TlsConfigError."""
     listen = settings.listen
     if listen.tls_mode == "off" or listen.tls_cert is None or listen.tls_key is None:
         return None
-    return ClientTls(listen.tls_cert, listen.tls_key, required=listen.tls_mode == "require")
+    config = ClientTlsConfig(
+        CertificateFiles(listen.tls_cert, listen.tls_key),
+        tuple(_certificate_files(one) for one in listen.tls_certs),
+        ClientTlsMode(listen.tls_mode),
+        listen.tls_client_ca,
+        TLS_VERSIONS[listen.tls_min_version],
+    )
+    return ClientTls(config)
+
+
+def _certificate_files(text: str) -> CertificateFiles:
+    """Read `FILE`, which has both, or `CERT:KEY`."""
+    cert, divider, key = text.partition(":")
+    return CertificateFiles(Path(cert), Path(key if divider else cert))
+
+
+def look_at_certificates(tls: ClientTls) -> None:
+    """Put certificates in force whose files have changed; where they cannot be used, what was in force stays."""
+    try:
+        changed = tls.reload_if_changed()
+    except TlsConfigError as error:
+        log.error("certificates were not reloaded, those of before stay in force", reason=str(error), hint=error.hint)
+        return
+    if changed:
+        log.info("certificates reloaded, their files had changed", host_names=list(tls.host_names))
 
 
 def rules_of(settings: Settings) -> NameRules:
@@ -414,6 +448,7 @@ def door_settings(settings: Settings, tls: ClientTls | None) -> DoorSettings:
         node_id=settings.node.id,
         greet=GreetPolicy(tls, listen.startup_max_bytes),
         auth=AuthPolicy(allow_cleartext=listen.allow_cleartext_password, trust=listen.trust),
+        proxied=ProxyPolicy(listen.trusted_networks) if listen.proxy_protocol == "require" else None,
     )
 
 

@@ -11,6 +11,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -61,12 +62,30 @@ class ListenSettings(_Section):
         le=10_000,
         description="Bytes that a startup packet may have before the client is known.",
     )
-    tls_mode: Literal["off", "allow", "require"] = Field(
+    tls_mode: Literal["off", "allow", "require", "verify-ca", "verify-full"] = Field(
         default="off",
-        description="TLS with clients: off, allow (the client decides) or require; needs tls_cert and tls_key.",
+        description="TLS with clients: off, allow (the client decides), require, verify-ca (and a client certificate "
+        "that tls_client_ca has signed) or verify-full (which also names the login).",
     )
     tls_cert: File | None = Field(default=None, description="PEM file with this proxy's certificate and its chain.")
     tls_key: File | None = Field(default=None, description="PEM file with the certificate's private key.")
+    tls_certs: Names = Field(
+        default=(),
+        description="Further certificates for clients that ask for one of their host names (SNI): FILE with "
+        "certificate and key, or CERT:KEY.",
+    )
+    tls_client_ca: File | None = Field(
+        default=None, description="PEM file with the authorities whose client certificates are believed."
+    )
+    tls_min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest version of TLS with clients.")
+    proxy_protocol: Literal["off", "require"] = Field(
+        default="off",
+        description="Whether load balancers tell the client's address (PROXY protocol, version 1 or 2); require "
+        "refuses connections without it.",
+    )
+    proxy_networks: Names = Field(
+        default=(), description='Networks of the load balancers, which alone may connect then: "10.0.0.0/8".'
+    )
     allow_cleartext_password: bool = Field(
         default=False,
         description="Let logins with the method `password` send it without TLS; for trusted networks only.",
@@ -79,6 +98,23 @@ class ListenSettings(_Section):
     def _tls_is_whole(self) -> ListenSettings:
         if self.tls_mode != "off" and (self.tls_cert is None or self.tls_key is None):
             raise ValueError(f'tls_mode = "{self.tls_mode}" needs tls_cert and tls_key')
+        if self.tls_mode in {"verify-ca", "verify-full"} and self.tls_client_ca is None:
+            raise ValueError(f'tls_mode = "{self.tls_mode}" needs tls_client_ca')
+        return self
+
+    @property
+    def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of the load balancers; raises ValueError for what is no network."""
+        return tuple(ip_network(network) for network in self.proxy_networks)
+
+    @model_validator(mode="after")
+    def _load_balancers_are_known(self) -> ListenSettings:
+        try:
+            networks = self.trusted_networks
+        except ValueError as error:
+            raise ValueError(f"proxy_networks: {error}") from None
+        if self.proxy_protocol == "require" and not networks:
+            raise ValueError('proxy_protocol = "require" needs proxy_networks')
         return self
 
 

@@ -14,11 +14,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from proxy.errors import PROTOCOL_VIOLATION, REPLICATION_UNSUPPORTED, TLS_REQUIRED, UNSUPPORTED_PROTOCOL, Failure
+from proxy.errors import (
+    CERTIFICATE_REQUIRED,
+    PROTOCOL_VIOLATION,
+    REPLICATION_UNSUPPORTED,
+    TLS_REQUIRED,
+    UNSUPPORTED_PROTOCOL,
+    Failure,
+)
 from proxy.net.client_authentication import AuthPolicy, authenticate
+from proxy.net.client_tls import ClientTls, PeerCertificate, Shown
 from proxy.net.failures import fatal_response
 from proxy.net.handshake_io import HandshakeSocket, PeerGone, TlsFailed
-from proxy.net.tls import ALPN, ClientTls
+from proxy.net.tls import ALPN
 from proxy.wire import ProtocolError, UnsupportedProtocol
 from proxy.wire.authentication import AuthenticationOk
 from proxy.wire.framing import MAX_STARTUP_BODY
@@ -37,6 +45,7 @@ __all__ = [
     "ClientGone",
     "GreetPolicy",
     "Greeting",
+    "TlsFacts",
     "authenticate",
     "farewell",
     "greet",
@@ -69,22 +78,34 @@ class GreetPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """How a connection is encrypted.
+
+    `version` is OpenSSL's name of the protocol.  `shown` has the certificate that the client was shown, and `peer` is
+    the client's own, verified, where it has shown one.
+    """
+
+    version: str
+    shown: Shown
+    peer: PeerCertificate | None
+
+
+@dataclass(frozen=True, slots=True)
 class Greeting:
     """What a client wants: a session (`startup`) or a cancellation (`cancel`); the other one is None.
 
-    `minor` is that of the protocol settled on: 0 for 3.0, 2 for 3.2.  `sni` is the host name given in the TLS
-    handshake, `tls_version` OpenSSL's name of the protocol, None without TLS.
+    `minor` is that of the protocol settled on: 0 for 3.0, 2 for 3.2.  `tls` is None without TLS.
     """
 
     startup: StartupMessage | None
     cancel: CancelRequest | None = None
     minor: int = 0
-    sni: str | None = None
-    tls_version: str | None = None
+    tls: TlsFacts | None = None
 
     @property
-    def tls(self) -> bool:
-        return self.tls_version is not None
+    def sni(self) -> str | None:
+        """The host name given in the TLS handshake."""
+        return None if self.tls is None else self.tls.shown.server_name
 
 
 async def greet(io: HandshakeSocket, policy: GreetPolicy) -> Greeting:
@@ -102,51 +123,51 @@ async def greet(io: HandshakeSocket, policy: GreetPolicy) -> Greeting:
 
 
 async def _greet(io: HandshakeSocket, tls: ClientTls | None, startup_limit: int) -> Greeting:
-    sni: str | None = None
+    facts: TlsFacts | None = None
     asked: set[type] = set()
     if tls is not None and (await io.peek(1))[0] == _TLS_HANDSHAKE:
-        sni = await _begin_tls(io, tls, direct=True)
+        facts = await _begin_tls(io, tls, direct=True)
     while True:
         message = decode_startup(await io.read_packet(startup_limit))
         if isinstance(message, CancelRequest):
-            return Greeting(None, message, 0, sni, _tls_version(io))
+            return Greeting(None, message, 0, facts)
         if isinstance(message, StartupMessage):
-            return _accept(io, tls, message, sni)
-        if type(message) in asked or (isinstance(message, SSLRequest) and io.tls is not None):
+            return _accept(io, tls, message, facts)
+        if type(message) in asked or (isinstance(message, SSLRequest) and facts is not None):
             raise ProtocolError("encryption was requested twice")
         asked.add(type(message))
         if isinstance(message, GSSENCRequest) or tls is None:
             await io.send(b"N")
         else:
             await io.send(b"S")
-            sni = await _begin_tls(io, tls, direct=False)
+            facts = await _begin_tls(io, tls, direct=False)
 
 
-async def _begin_tls(io: HandshakeSocket, tls: ClientTls, *, direct: bool) -> str | None:
+async def _begin_tls(io: HandshakeSocket, tls: ClientTls, *, direct: bool) -> TlsFacts:
     descriptor = io.sock.fileno()
     try:
         await io.start_tls(tls.context, server_side=True)
     finally:
-        name = tls.take_server_name(descriptor)
+        shown = tls.take_shown(descriptor)
+    connection = io.tls
+    assert connection is not None, "TLS has begun"
     # Python goes on without a protocol that both know; PostgreSQL does not, lest another protocol's client be led here.
-    if direct and io.tls is not None and io.tls.selected_alpn_protocol() != ALPN:
+    if direct and connection.selected_alpn_protocol() != ALPN:
         raise TlsFailed(f'direct TLS without the protocol name (ALPN) "{ALPN}"')
-    return name
+    return TlsFacts(connection.version() or "TLS", shown, PeerCertificate.of(connection))
 
 
-def _accept(io: HandshakeSocket, tls: ClientTls | None, message: StartupMessage, sni: str | None) -> Greeting:
-    if tls is not None and tls.required and io.tls is None:
+def _accept(io: HandshakeSocket, tls: ClientTls | None, message: StartupMessage, facts: TlsFacts | None) -> Greeting:
+    if tls is not None and tls.mode.requires_tls and facts is None:
         raise Failure(TLS_REQUIRED)
+    if tls is not None and tls.mode.requires_certificate and (facts is None or facts.peer is None):
+        raise Failure(CERTIFICATE_REQUIRED)
     version, negotiation = negotiate(message)
     if negotiation is not None:
         io.queue(negotiation.encode())
     if message.replication is not None and not _means_no(message.replication):
         raise Failure(REPLICATION_UNSUPPORTED)
-    return Greeting(message, None, version & 0xFFFF, sni, _tls_version(io))
-
-
-def _tls_version(io: HandshakeSocket) -> str | None:
-    return None if io.tls is None else io.tls.version()
+    return Greeting(message, None, version & 0xFFFF, facts)
 
 
 def _means_no(word: str) -> bool:

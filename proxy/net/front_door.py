@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from proxy.errors import (
+    CERTIFICATE_OF_ANOTHER,
     INTERNAL,
     INVALID_OPTIONS,
     LOGIN_TIMEOUT,
@@ -36,12 +37,14 @@ from proxy.net.client_handshake import (
     send_failure,
 )
 from proxy.net.client_link import ClientLink
+from proxy.net.client_tls import ClientTlsMode
 from proxy.net.dialer import Dialer, serving
-from proxy.net.handshake_io import HandshakeSocket, Turnstile
+from proxy.net.handshake_io import HandshakeSocket, TlsFailed, Turnstile
 from proxy.net.hub import Hub, held_back
 from proxy.net.link_host import MODE_SESSION
 from proxy.net.listener import PeerAddress
 from proxy.net.probe import Probe
+from proxy.net.real_address import HeaderRefused, ProxyPolicy, real_address
 from proxy.net.statuses import StatusCache
 from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
 from proxy.pool.pool import NEVER
@@ -63,13 +66,17 @@ NODE_SHIFT: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class DoorSettings:
-    """What every login is held to; times in seconds."""
+    """What every login is held to; times in seconds.
+
+    `proxied` is set where clients come through load balancers that say so (PROXY protocol).
+    """
 
     login_timeout: float
     max_clients: int
     node_id: int
     greet: GreetPolicy
     auth: AuthPolicy
+    proxied: ProxyPolicy | None = None
 
 
 @dataclass(slots=True)
@@ -143,7 +150,14 @@ class FrontDoor:
         visit = Visit(f"{peer[0]}:{peer[1]}", self._clock())
         try:
             async with asyncio.timeout(self._settings.login_timeout):
+                if self._settings.proxied is not None:
+                    peer = await real_address(io, peer, self._settings.proxied)
+                    visit.address = f"{peer[0]}:{peer[1]}"
                 await self._login(io, visit)
+        except HeaderRefused as refusal:
+            self._count_refusal(visit, "proxy_header", str(refusal), log.warning)
+        except TlsFailed as failed:
+            log.info("TLS with a client failed", address=visit.address, reason=str(failed))
         except ClientGone as gone:
             log.debug("client left before its login", address=visit.address, reason=str(gone))
         except TimeoutError:
@@ -200,9 +214,13 @@ class FrontDoor:
         visit.user = selectors.user
         resolution = await self._resolver.resolve(selectors)
         visit.tenant = resolution.route.slug if resolution.route is not None else None
-        final = await authenticate(io, selectors.user, resolution, self._settings.auth, tls=greeting.tls)
+        encrypted = greeting.tls is not None
+        final = await authenticate(io, selectors.user, resolution, self._settings.auth, tls=encrypted)
         if resolution.failure is not None:
             raise resolution.failure
+        tls = self._settings.greet.tls
+        if tls is not None and tls.mode is ClientTlsMode.VERIFY_FULL:
+            check_owner(greeting, resolution)
         await self._admit(io, greeting, resolution, visit, final)
 
     async def _admit(
@@ -234,7 +252,7 @@ class FrontDoor:
         link.mode = pool.mode
         if link.mode == MODE_SESSION:
             link.front.pins |= PIN_SESSION
-        link.info = ClientInfo(resolution.user, visit.address, greeting.tls, visit.started, pid, key)
+        link.info = ClientInfo(resolution.user, visit.address, greeting.tls is not None, visit.started, pid, key)
         self.clients[pid] = link
         self.logins += 1
         self._hub.selector.add(link, link.reading())
@@ -245,7 +263,7 @@ class FrontDoor:
             tenant=tenant.slug,
             user=resolution.user,
             address=visit.address,
-            tls=greeting.tls,
+            tls=greeting.tls is not None,
             duration=round(self._clock() - visit.started, 4),
         )
 
@@ -339,6 +357,18 @@ class FrontDoor:
             reason=reason,
             duration=round(self._clock() - visit.started, 4),
         )
+
+
+def check_owner(greeting: Greeting, resolution: Resolution) -> None:
+    """Hold the name in a client's certificate against the login: `app`, or with its tenant `app.acme`.
+
+    Raises Failure where the certificate is somebody else's.
+    """
+    peer = None if greeting.tls is None else greeting.tls.peer
+    user = resolution.user
+    slug = "" if resolution.route is None else resolution.route.slug
+    if peer is None or peer.common_name not in {user, f"{user}.{slug}"}:
+        raise Failure(CERTIFICATE_OF_ANOTHER, user=user)
 
 
 def _as_fatal(message: bytes) -> ErrorResponse:

@@ -1,13 +1,15 @@
-"""TLS contexts: the certificate that clients see, and what is asked of servers' certificates."""
+"""What TLS has in common towards clients and servers, and the contexts for servers."""
 
 from __future__ import annotations
 
+import os
 import ssl
+import tempfile
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from proxy.net.handshake_io import tls_reason
 from registry.contract import ServerInfo, TlsMode
 
 ALPN: Final = "postgresql"
@@ -24,56 +26,31 @@ class TlsConfigError(Exception):
         self.hint = hint
 
 
-class ClientTls:
-    """The certificate shown to clients, and whether they have to use TLS.
+def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Give a context the certificate, with its chain, that it shows, and its key; both are PEM.
 
-    Raises TlsConfigError when the files cannot be used.
+    Raises ssl.SSLError or ValueError when they cannot be used, as when the key is encrypted.
     """
+    with _as_file(certificate) as certificate_path, _as_file(key) as key_path:
+        context.load_cert_chain(certificate_path, key_path, password=_no_password)
 
-    def __init__(self, cert: Path, key: Path, *, required: bool = False) -> None:
-        self.required = required
-        self._cert = cert
-        self._key = key
-        self._names: dict[int, str] = {}
-        self.context = self._build()
 
-    def reload(self) -> None:
-        """Read the files again for connections from now on.
-
-        Raises TlsConfigError when they cannot be used, and the certificate of before stays in force.
-        """
-        self.context = self._build()
-
-    def take_server_name(self, fd: int) -> str | None:
-        """The host name (SNI) that the client on this descriptor gave in its handshake; forgotten with the call."""
-        return self._names.pop(fd, None)
-
-    def _build(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # PostgreSQL's own choice: no driver resumes sessions, and tickets would be sent for nothing.
-        context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-        context.num_tickets = 0
-        context.set_alpn_protocols([ALPN])
-        context.sni_callback = self._note_name
+@contextmanager
+def _as_file(data: bytes) -> Iterator[str]:
+    """A file with this content, in memory where the system can do that: OpenSSL's API in Python wants a path."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("pgtenant")
         try:
-            context.load_cert_chain(self._cert, self._key, password=_no_password)
-        except ssl.SSLError as error:
-            raise TlsConfigError(
-                f"certificate {self._cert} with key {self._key} cannot be used: {tls_reason(error)}",
-                "Both are PEM files, the certificate first in its chain, and the key is the certificate's own and is "
-                "not encrypted.",
-            ) from None
-        except (OSError, ValueError) as error:
-            raise TlsConfigError(
-                f"certificate {self._cert} or key {self._key} cannot be read: {error}",
-                "Check that both files exist and that this user may read them.",
-            ) from None
-        return context
-
-    def _note_name(self, sock: ssl.SSLSocket | ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
-        if name is not None and isinstance(sock, ssl.SSLSocket):
-            self._names[sock.fileno()] = name
+            os.write(descriptor, data)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        # Readable by this user alone, and removed at the end of the block.
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            yield file.name
 
 
 class ServerTlsContexts:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import trustme
 
@@ -29,6 +29,7 @@ from proxy.net.client_handshake import (
     parameter_statuses,
     send_failure,
 )
+from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode
 from proxy.net.handshake_io import HandshakeSocket, PeerGone, Turnstile
 from proxy.net.listener import Listener
 from registry.contract import AuthMethod, Login, Secret
@@ -58,6 +59,14 @@ class Certificate:
     @property
     def authority_pem(self) -> str:
         return self.authority.cert_pem.bytes().decode()
+
+    @property
+    def files(self) -> CertificateFiles:
+        return CertificateFiles(self.cert, self.key)
+
+    def tls(self, mode: ClientTlsMode = ClientTlsMode.ALLOW, **config: Any) -> ClientTls:
+        """The proxy's side of TLS with this certificate."""
+        return ClientTls(ClientTlsConfig(self.files, mode=mode, **config))
 
     def trusting(self, *protocols: str) -> ssl.SSLContext:
         """A context for clients that trust this authority and offer these protocols (ALPN)."""
@@ -183,7 +192,7 @@ class LoginServer:
             if greeting.startup is not None:
                 user = greeting.startup.user or ""
                 claim = self.accounts.get(user) or nobody(user)
-                final = await authenticate(io, user, claim, self.auth, tls=greeting.tls)
+                final = await authenticate(io, user, claim, self.auth, tls=greeting.tls is not None)
                 key = os.urandom(32 if greeting.minor else 4)
                 await io.send(final + login_complete(parameter_statuses(STATUSES), 4711, key))
                 self.sockets.append(io.detach())

@@ -19,8 +19,8 @@ from proxy.auth import ScramClient, md5_hash, md5_response
 from proxy.errors import Failure
 from proxy.net.client_authentication import MAX_PASSWORD, AuthPolicy, authenticate
 from proxy.net.client_handshake import ClientGone, GreetPolicy, farewell
+from proxy.net.client_tls import ClientTlsMode
 from proxy.net.handshake_io import HandshakeSocket
-from proxy.net.tls import ClientTls
 from registry.contract import AuthMethod
 
 STRICT = AuthPolicy()
@@ -281,7 +281,7 @@ async def test_libpq_logs_in() -> None:
 async def test_libpq_logs_in_over_tls_and_checks_the_certificate(certificate: Certificate) -> None:
     root = certificate.cert.with_name("root.crt")
     root.write_text(certificate.authority_pem)
-    policy = GreetPolicy(ClientTls(certificate.cert, certificate.key, required=True))
+    policy = GreetPolicy(certificate.tls(ClientTlsMode.REQUIRE))
     async with LoginServer({"ann": ANN}, greet=policy) as server:
 
         def call() -> None:

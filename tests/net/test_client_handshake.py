@@ -31,8 +31,8 @@ from proxy.net.client_handshake import (
     parameter_statuses,
     send_failure,
 )
+from proxy.net.client_tls import ClientTlsMode
 from proxy.net.handshake_io import TlsFailed
-from proxy.net.tls import ClientTls
 
 PLAIN = GreetPolicy()
 HELLO = startup({"user": "ann", "database": "acme"})
@@ -45,7 +45,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture(scope="module")
 def with_tls(certificate: Certificate) -> GreetPolicy:
-    return GreetPolicy(ClientTls(certificate.cert, certificate.key))
+    return GreetPolicy(certificate.tls())
 
 
 async def greeted(*sent: bytes, policy: GreetPolicy = PLAIN) -> Greeting:
@@ -108,8 +108,9 @@ async def test_a_client_that_asks_gets_tls(before: bytes, with_tls: GreetPolicy,
         await peer.send_bytewise(HELLO)
         result = await greeting
         assert result.startup is not None
-        assert (result.tls, result.sni) == (True, "acme.db.example.com")
-        assert result.tls_version in {"TLSv1.2", "TLSv1.3"}
+        assert result.sni == "acme.db.example.com"
+        assert result.tls is not None
+        assert result.tls.version in {"TLSv1.2", "TLSv1.3"}
 
 
 async def test_tls_1_2_is_spoken_and_nothing_older(with_tls: GreetPolicy, certificate: Certificate) -> None:
@@ -119,7 +120,9 @@ async def test_tls_1_2_is_spoken_and_nothing_older(with_tls: GreetPolicy, certif
         greeting = asyncio.create_task(greet(io, with_tls))
         await ask_for_tls(peer, context)
         await peer.send(HELLO)
-        assert (await greeting).tls_version == "TLSv1.2"
+        facts = (await greeting).tls
+        assert facts is not None
+        assert facts.version == "TLSv1.2"
     assert with_tls.tls is not None
     assert with_tls.tls.context.minimum_version is ssl.TLSVersion.TLSv1_2
 
@@ -139,7 +142,7 @@ async def test_direct_tls_with_the_protocol_name(with_tls: GreetPolicy, certific
         await peer.writer.start_tls(certificate.trusting("postgresql"), server_hostname="localhost")
         await peer.send(HELLO)
         result = await greeting
-        assert (result.tls, result.sni) == (True, "localhost")
+        assert result.sni == "localhost"
 
 
 @pytest.mark.parametrize("protocols", [(), ("http/1.1",)])
@@ -187,7 +190,7 @@ async def test_a_client_that_does_not_trust_the_certificate_ends_quietly(with_tl
 
 
 async def test_required_tls_refuses_plain_sessions_but_not_plain_cancel_requests(certificate: Certificate) -> None:
-    policy = GreetPolicy(ClientTls(certificate.cert, certificate.key, required=True))
+    policy = GreetPolicy(certificate.tls(ClientTlsMode.REQUIRE))
     assert (await refused(HELLO, policy=policy)).spec.name == "tls_required"
     assert (await greeted(cancel_request(7, b"abcd"), policy=policy)).cancel is not None
     async with connected() as (io, peer):

@@ -9,8 +9,9 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from harness.handshakes import Certificate, connected
 
+from proxy.net.client_tls import ClientTls
 from proxy.net.handshake_io import TlsFailed
-from proxy.net.tls import MAX_CONTEXTS, ClientTls, ServerTlsContexts, TlsConfigError
+from proxy.net.tls import MAX_CONTEXTS, ServerTlsContexts, TlsConfigError
 from registry.contract import Address, ServerInfo, TlsMode
 
 
@@ -30,7 +31,7 @@ async def serial_shown(tls: ClientTls, certificate: Certificate) -> str:
 
 
 async def test_a_reload_shows_the_new_certificate(certificate: Certificate) -> None:
-    tls = ClientTls(certificate.cert, certificate.key)
+    tls = certificate.tls()
     before = await serial_shown(tls, certificate)
     Certificate.issue(certificate.cert.parent, certificate.authority)
     assert await serial_shown(tls, certificate) == before, "files alone change nothing"
@@ -42,7 +43,7 @@ async def test_a_reload_shows_the_new_certificate(certificate: Certificate) -> N
 async def test_a_broken_reload_keeps_the_certificate_and_says_why(
     certificate: Certificate, tmp_path: Path, broken: str
 ) -> None:
-    tls = ClientTls(certificate.cert, certificate.key)
+    tls = certificate.tls()
     before = await serial_shown(tls, certificate)
     other = trustme.CA().issue_cert("localhost").private_key_pem.bytes()
     if broken == "another key":
@@ -107,7 +108,7 @@ def test_the_number_of_contexts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_handshake_with_something_else_fails_with_a_reason(certificate: Certificate) -> None:
-    tls = ClientTls(certificate.cert, certificate.key)
+    tls = certificate.tls()
     async with connected() as (io, peer):
         await peer.send(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(TlsFailed, match="http request"):
@@ -115,11 +116,11 @@ async def test_a_handshake_with_something_else_fails_with_a_reason(certificate: 
 
 
 async def test_names_given_in_handshakes_are_not_kept(certificate: Certificate) -> None:
-    tls = ClientTls(certificate.cert, certificate.key)
+    tls = certificate.tls()
     async with connected() as (io, peer):
         descriptor = io.sock.fileno()
         shaking = asyncio.create_task(io.start_tls(tls.context, server_side=True))
         await peer.writer.start_tls(certificate.trusting(), server_hostname="acme.db.example.com")
         await shaking
-        assert tls.take_server_name(descriptor) == "acme.db.example.com"
-        assert tls.take_server_name(descriptor) is None
+        assert tls.take_shown(descriptor).server_name == "acme.db.example.com"
+        assert tls.take_shown(descriptor).server_name is None

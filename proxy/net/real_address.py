@@ -1,0 +1,61 @@
+"""Whom a load balancer speaks for: the PROXY header before a client's first words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import TypeAlias
+
+from proxy.net.handshake_io import HandshakeSocket
+from proxy.net.listener import PeerAddress
+from proxy.wire import ProtocolError, proxy_protocol
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+
+class HeaderRefused(Exception):
+    """A connection that gets no answer: its sender may not speak for others, or does not do so as it must."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyPolicy:
+    """Every connection has to come from one of these networks, and to begin with a PROXY header."""
+
+    trusted: Sequence[Network]
+
+    def trusts(self, host: str) -> bool:
+        """Whether this address may speak for others."""
+        address = ip_address(host)
+        return any(address in network for network in self.trusted)
+
+
+async def real_address(io: HandshakeSocket, peer: PeerAddress, policy: ProxyPolicy) -> PeerAddress:
+    """Read the PROXY header, and no byte behind it; returns the client's address, or the sender's where it has none.
+
+    Raises HeaderRefused, and what `HandshakeSocket` raises when the connection ends.
+    """
+    if not policy.trusts(peer[0]):
+        raise HeaderRefused("it comes from an address that is not in listen.proxy_networks")
+    # Whoever waits for an answer instead of sending a header is to be told off now, not when the login's time is over.
+    beginning = await io.peek(proxy_protocol.FIRST_BYTES)
+    if not any(one.startswith(beginning) or beginning.startswith(one) for one in proxy_protocol.BEGINNINGS):
+        raise HeaderRefused("it does not begin with a PROXY header")
+    first = await io.read_exactly(proxy_protocol.FIRST_BYTES)
+    try:
+        if first.startswith(proxy_protocol.LINE_BEGINNING):
+            source = proxy_protocol.decode_line(await _rest_of_line(io, first))
+        else:
+            rest = await io.read_exactly(proxy_protocol.PREAMBLE - proxy_protocol.FIRST_BYTES)
+            header = proxy_protocol.Header.decode(first + rest)
+            source = header.finish(await io.read_exactly(header.length))
+    except ProtocolError as error:
+        raise HeaderRefused(str(error)) from None
+    return source or peer
+
+
+async def _rest_of_line(io: HandshakeSocket, line: bytes) -> bytes:
+    """Read byte by byte: what is behind the line is TLS's or the protocol's."""
+    while not line.endswith(b"\n") and len(line) < proxy_protocol.MAX_LINE:
+        line += await io.read_exactly(1)
+    return line
