@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, Protocol, TypeVar
+from ipaddress import IPv4Network, IPv6Network
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
+
+Network: TypeAlias = IPv4Network | IPv6Network
 
 
 class TenantState(StrEnum):
@@ -59,12 +62,36 @@ class ServerHealth(StrEnum):
     UNHEALTHY = "UNHEALTHY"
 
 
+class ReplicationAccess(StrEnum):
+    """What a login may replicate: nothing, its tenant's database (logical), or the whole server, all tenants on it."""
+
+    NONE = "none"
+    DATABASE = "database"
+    SERVER = "server"
+
+
 class AuthMethod(StrEnum):
     """How a login may prove itself to the proxy."""
 
     SCRAM = "scram-sha-256"
     PASSWORD = "password"
     MD5 = "md5"
+    CERT = "cert"
+
+
+class VerifierSource(StrEnum):
+    """Where the verifiers of a tenant's users are: in the registry alone, or on the tenant's server as well."""
+
+    REGISTRY = "registry"
+    SERVER = "server"
+
+
+class ChannelBinding(StrEnum):
+    """Whether logins to a server are bound to its TLS connection; the meanings are those of libpq's."""
+
+    DISABLE = "disable"
+    PREFER = "prefer"
+    REQUIRE = "require"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +130,24 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthQuery:
+    """How a server is asked for the verifiers of its roles: as whom, in which database, by which query.
+
+    `query` None is the node's own query on `pg_authid`.
+    """
+
+    credentials: Credentials
+    database: str = "postgres"
+    query: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """A physical PostgreSQL server as a node sees it.
 
     `max_connections` is the most backends this deployment may hold on it (the server's own limit less its
-    reserve).  `addresses` are tried in order.  `tls_ca` is PEM text, or None for the system's store.
+    reserve).  `addresses` are tried in order.  `tls_ca` is PEM text, or None for the system's store.  `auth` None: it
+    is not asked for verifiers.
     """
 
     server_id: int
@@ -118,11 +158,16 @@ class ServerInfo:
     tls_ca: str | None = None
     draining: bool = False
     health: ServerHealth = ServerHealth.UNKNOWN
+    channel_binding: ChannelBinding = ChannelBinding.PREFER
+    auth: AuthQuery | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A tenant's own limits; None means the node's default.  Times are seconds, 0 switches a time limit off."""
+    """A tenant's own limits; None means the node's default.  Times are seconds, 0 switches a time limit off.
+
+    Opening a backend (`connect_timeout`) and logging in (`login_timeout`) always have a limit.
+    """
 
     pool_size: int | None = None
     min_pool_size: int | None = None
@@ -132,6 +177,12 @@ class Limits:
     queue_wait_timeout: float | None = None
     server_idle_timeout: float | None = None
     server_lifetime: float | None = None
+    query_timeout: float | None = None
+    transaction_timeout: float | None = None
+    idle_transaction_timeout: float | None = None
+    client_idle_timeout: float | None = None
+    login_timeout: float | None = None
+    connect_timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +191,8 @@ class Route:
 
     `generation` grows with every change that makes open backends of this tenant obsolete (another server,
     database, role or password); backends of an older generation die when released.  `server` and
-    `database_name` are None for a tenant that has no database of its own yet (`PENDING`).
+    `database_name` are None for a tenant that has no database of its own yet (`PENDING`).  `verifiers` None is the
+    node's default.  `networks` are those that clients may come from; empty: from anywhere.
     """
 
     tenant_id: int
@@ -154,6 +206,8 @@ class Route:
     pool_mode: PoolMode = PoolMode.TRANSACTION
     reset: ResetPolicy = ResetPolicy.AUTO
     limits: Limits = Limits()
+    verifiers: VerifierSource | None = None
+    networks: tuple[Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +216,9 @@ class Login:
 
     `verifier` is PostgreSQL's own text form, `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
     `md5` maps each permitted spelling of the user name to `md5<hex>`; empty unless the login opted in.
-    `role` overrides the route's backend role.
+    `role` overrides the route's backend role.  `certificate` is what a client's certificate must say for the method
+    `cert`: a common name, or `dn:` and the whole subject as RFC 4514 writes it; None: the user name as common name.
+    `source` SERVER: the login is no entry of the registry but a role of the tenant's server, with the verifier there.
     """
 
     login_id: int
@@ -172,6 +228,9 @@ class Login:
     methods: frozenset[AuthMethod] = frozenset({AuthMethod.SCRAM})
     md5: tuple[tuple[str, Secret], ...] = ()
     role: Credentials | None = None
+    certificate: str | None = None
+    source: VerifierSource = VerifierSource.REGISTRY
+    replication: ReplicationAccess = ReplicationAccess.NONE
 
 
 @dataclass(frozen=True, slots=True)

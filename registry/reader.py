@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from ipaddress import ip_network
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from registry.contract import (
+    AuthQuery,
     Credentials,
     Login,
     Lookup,
@@ -21,6 +23,7 @@ from registry.contract import (
     Route,
     RouteChange,
     Secret,
+    ServerInfo,
 )
 from registry.errors import RegistryError, SecretError
 from registry.feed import follow
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 
 AT_MOST = 2
 """How many rows are enough to see that a name is ambiguous."""
+
+DEFAULT_AUTH_DATABASE: Final = "postgres"
 
 
 class StoredReader:
@@ -122,7 +127,7 @@ class StoredReader:
         server_row = _Part(rows[0], servers)
         aliases = [row._mapping[tenant_names.c.name] for row in rows if row._mapping[tenant_names.c.is_slug] is False]
         tenant = tenant_of(_Part(rows[0], tenants), server_row.name, aliases)
-        server = None if server_row.id is None else server_info(server_of(server_row))
+        server = None if server_row.id is None else self._server(server_row)
         return Route(
             tenant_id=tenant.tenant_id,
             slug=tenant.slug,
@@ -135,7 +140,20 @@ class StoredReader:
             pool_mode=tenant.pool_mode,
             reset=tenant.reset,
             limits=tenant.limits,
+            verifiers=tenant.verifiers,
+            networks=tuple(ip_network(network) for network in tenant.networks),
         )
+
+    def _server(self, part: _Part) -> ServerInfo:
+        record = server_of(part)
+        if record.auth_user is None:
+            return server_info(record, None)
+        # The admin's password reaches nodes only where the operator has named the admin as the role that asks.
+        is_admin = record.auth_user == record.admin_user and not record.has_auth_password
+        column = "admin_password" if is_admin else "auth_password"
+        password = self._open(getattr(part, column), secret_context(servers.name, part.id, column))
+        database = record.auth_database or DEFAULT_AUTH_DATABASE
+        return server_info(record, AuthQuery(Credentials(record.auth_user, password), database, record.auth_query))
 
     async def _logins(self, condition: sa.ColumnElement[bool], text: str) -> Lookup[Sequence[Login]]:
         if not _is_storable(text):
@@ -167,8 +185,10 @@ class StoredReader:
             tenant_id=record.tenant_id,
             verifier=record.verifier,
             methods=record.methods,
+            certificate=record.certificate,
             md5=tuple(sorted(hashes, key=lambda pair: pair[0])),
             role=self._role(part),
+            replication=record.replication,
         )
 
     def _role(self, part: _Part) -> Credentials | None:

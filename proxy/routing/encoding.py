@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from ipaddress import ip_network
 from typing import Any, TypeAlias, TypeVar
 
 from registry.contract import (
     Address,
     AuthMethod,
+    AuthQuery,
+    ChannelBinding,
     Credentials,
     Limits,
     Login,
     PoolMode,
+    ReplicationAccess,
     ResetPolicy,
     Route,
     Secret,
@@ -20,6 +24,7 @@ from registry.contract import (
     ServerInfo,
     TenantState,
     TlsMode,
+    VerifierSource,
 )
 
 Json: TypeAlias = dict[str, Any]
@@ -39,6 +44,8 @@ def encode_route(route: Route) -> Json:
         "aliases": list(route.aliases),
         "pool_mode": route.pool_mode.value,
         "reset": route.reset.value,
+        "verifiers": None if route.verifiers is None else route.verifiers.value,
+        "networks": [str(network) for network in route.networks],
         "limits": {one.name: getattr(route.limits, one.name) for one in fields(Limits)},
     }
 
@@ -56,12 +63,19 @@ def decode_route(data: Mapping[str, Any]) -> Route:
         aliases=tuple(_text(one) for one in data["aliases"]),
         pool_mode=PoolMode(data["pool_mode"]),
         reset=ResetPolicy(data["reset"]),
+        verifiers=_optional(data["verifiers"], VerifierSource),
+        networks=tuple(ip_network(_text(network)) for network in data["networks"]),
         limits=_decode_limits(data["limits"]),
     )
 
 
 def encode_login(login: Login) -> Json:
-    """Turn a login into JSON-ready values, its verifier and hashes included."""
+    """Turn a login into JSON-ready values, its verifier and hashes included.
+
+    Raises ValueError for one that is a server's role: what a server has told is kept in memory only.
+    """
+    if login.source is not VerifierSource.REGISTRY:
+        raise ValueError("a server's verifiers are not kept on disk")
     return {
         "login_id": login.login_id,
         "user": login.user,
@@ -70,6 +84,8 @@ def encode_login(login: Login) -> Json:
         "methods": sorted(method.value for method in login.methods),
         "md5": [[user, secret.reveal()] for user, secret in login.md5],
         "role": _encode_credentials(login.role),
+        "certificate": login.certificate,
+        "replication": login.replication.value,
     }
 
 
@@ -82,7 +98,9 @@ def decode_login(data: Mapping[str, Any]) -> Login:
         verifier=_text(data["verifier"]),
         methods=frozenset(AuthMethod(method) for method in data["methods"]),
         md5=tuple((_text(user), Secret(_text(secret))) for user, secret in data["md5"]),
+        certificate=_optional(data["certificate"], _text),
         role=_optional(data["role"], _decode_credentials),
+        replication=ReplicationAccess(data["replication"]),
     )
 
 
@@ -96,6 +114,8 @@ def _encode_server(server: ServerInfo) -> Json:
         "tls_ca": server.tls_ca,
         "draining": server.draining,
         "health": server.health.value,
+        "channel_binding": server.channel_binding.value,
+        "auth": None if server.auth is None else _encode_auth(server.auth),
     }
 
 
@@ -109,7 +129,17 @@ def _decode_server(data: Mapping[str, Any]) -> ServerInfo:
         tls_ca=_optional(data["tls_ca"], _text),
         draining=_typed(data["draining"], bool),
         health=ServerHealth(data["health"]),
+        channel_binding=ChannelBinding(data["channel_binding"]),
+        auth=_optional(data["auth"], _decode_auth),
     )
+
+
+def _encode_auth(auth: AuthQuery) -> Json:
+    return {"role": _encode_credentials(auth.credentials), "database": auth.database, "query": auth.query}
+
+
+def _decode_auth(data: Mapping[str, Any]) -> AuthQuery:
+    return AuthQuery(_decode_credentials(data["role"]), _text(data["database"]), _optional(data["query"], _text))
 
 
 def _encode_credentials(credentials: Credentials | None) -> Sequence[str | None] | None:

@@ -17,7 +17,7 @@ from registry.commands.options import (
     read_secret,
 )
 from registry.commands.output import ask, explained, fail, note, print_json, print_table
-from registry.contract import AuthMethod, Secret
+from registry.contract import AuthMethod, ReplicationAccess, Secret
 from registry.domain.models import KEEP, LoginChange, LoginRecord
 from registry.service import new_password
 
@@ -27,7 +27,7 @@ TenantOption = Annotated[
 ]
 AllOption = Annotated[bool, typer.Option("--all-tenants", help="It may connect as every tenant (support staff).")]
 
-COLUMNS: Final = ("user", "tenant", "methods", "role")
+COLUMNS: Final = ("user", "tenant", "methods", "role", "replication")
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +53,14 @@ def add(
         list[AuthMethod] | None,
         typer.Option("--method", help="How it may prove itself; may be given several times. (default: scram-sha-256)"),
     ] = None,
+    certificate: Annotated[
+        str | None,
+        typer.Option(
+            "--certificate",
+            metavar="NAME",
+            help="For the method cert: common name, or dn: and the subject. (default: USER as common name)",
+        ),
+    ] = None,
     md5_spelling: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,6 +77,13 @@ def add(
     ] = None,
     role_password_env: Annotated[
         str | None, typer.Option("--role-password-env", metavar="NAME", help="Its password, in this variable.")
+    ] = None,
+    replication: Annotated[
+        ReplicationAccess | None,
+        typer.Option(
+            "--replication",
+            help="What it may replicate: its tenant's database, or, for all tenants only, a server. (default: none)",
+        ),
     ] = None,
     password_file: PasswordFile = None,
     password_env: PasswordEnv = None,
@@ -87,14 +102,17 @@ def add(
     with explained():
         password = read_secret("password", file=password_file, variable=password_env, stdin=password_stdin)
         verifier = read_secret("verifier", file=verifier_file, variable=None)
-        made = new_password() if password is None and verifier is None else None
+        by_password = set(method or ()) != {AuthMethod.CERT}
+        made = new_password() if by_password and password is None and verifier is None else None
         wanted = LoginChange(
             password=given(password or made),
             verifier=KEEP if verifier is None else verifier.reveal().strip(),
             methods=frozenset(method) if method else KEEP,
+            certificate=given(certificate),
             md5_spellings=tuple(md5_spelling) if md5_spelling else KEEP,
             role_user=given(role),
             role_password=given(read_secret("role password", file=role_password_file, variable=role_password_env)),
+            replication=given(replication),
         )
     login = ask(registry, config, lambda opened: opened.service.add_login(user, tenant, wanted), writing=True)
     _print(login, made, as_json=as_json, done=f"added login {user!r} for {_owner(tenant)}")
@@ -115,7 +133,7 @@ def show_all(
     if as_json:
         print_json([_members(one) for one in found])
         return
-    rows = [(one.user, one.tenant or "(all tenants)", one.methods, one.role_user) for one in found]
+    rows = [(one.user, one.tenant or "(all tenants)", one.methods, one.role_user, one.replication) for one in found]
     print_table(COLUMNS, rows, empty="There are no such logins.  `pgtenant login add USER --tenant SLUG` adds one.")
 
 
@@ -186,7 +204,9 @@ def _members(login: LoginRecord) -> dict[str, Any]:
         "tenant": login.tenant,
         "all_tenants": login.tenant is None,
         "methods": login.methods,
+        "certificate": login.certificate,
         "md5_spellings": login.md5_spellings,
         "role": login.role_user,
         "role_password": login.has_role_password,
+        "replication": login.replication,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -10,7 +11,7 @@ import typer
 
 from registry.commands.options import ConfigOption, JsonOption, RegistryOption, YesOption, given, read_secret
 from registry.commands.output import ask, confirm, explained, fail, note, print_json, print_record, print_table, warn
-from registry.contract import Credentials, TlsMode
+from registry.contract import ChannelBinding, Credentials, TlsMode
 from registry.domain.models import KEEP, Server, ServerChange, Tenant
 from registry.domain.names import parse_address
 from registry.errors import Invalid
@@ -46,6 +47,29 @@ RoleFile = Annotated[
 RoleEnv = Annotated[
     str | None, typer.Option("--role-password-env", metavar="NAME", help="Its password, in this variable.")
 ]
+AuthRoleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--auth-role",
+        metavar="USER",
+        help="Role that asks it for its roles' verifiers (SCRAM pass-through); naming the admin uses its password.",
+    ),
+]
+AuthFile = Annotated[
+    str | None, typer.Option("--auth-password-file", metavar="FILE", help="Its password; `-` reads or asks for it.")
+]
+AuthEnv = Annotated[
+    str | None, typer.Option("--auth-password-env", metavar="NAME", help="Its password, in this variable.")
+]
+AuthDatabaseOption = Annotated[
+    str | None, typer.Option("--auth-database", metavar="NAME", help="Database that it asks in. (default: postgres)")
+]
+AuthQueryOption = Annotated[
+    str | None, typer.Option("--auth-query", metavar="SQL", help="Its query, in place of one on pg_authid.")
+]
+BindingOption = Annotated[
+    ChannelBinding | None, typer.Option("--channel-binding", help="As libpq's channel_binding. (default: prefer)")
+]
 
 COLUMNS: Final = ("name", "hosts", "tls", "connections", "reserve", "admin", "role", "draining", "health")
 
@@ -77,6 +101,12 @@ def add(
     role: RoleOption = None,
     role_password_file: RoleFile = None,
     role_password_env: RoleEnv = None,
+    auth_role: AuthRoleOption = None,
+    auth_password_file: AuthFile = None,
+    auth_password_env: AuthEnv = None,
+    auth_database: AuthDatabaseOption = None,
+    auth_query: AuthQueryOption = None,
+    channel_binding: BindingOption = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
     *,
@@ -91,6 +121,11 @@ def add(
             host, tls, tls_ca, max_connections, reserve, admin, (admin_password_file, admin_password_env), role,
             (role_password_file, role_password_env),
         )  # fmt: skip
+        wanted = replace(
+            wanted,
+            channel_binding=given(channel_binding),
+            **_auth_change(auth_role, (auth_password_file, auth_password_env), auth_database, auth_query),
+        )
         if wanted.addresses is KEEP:
             fail("a server needs a host", "add --host HOST:PORT")
     server = ask(registry, config, lambda opened: opened.service.add_server(name, wanted), writing=True)
@@ -110,9 +145,16 @@ def change(
     role: RoleOption = None,
     role_password_file: RoleFile = None,
     role_password_env: RoleEnv = None,
+    auth_role: AuthRoleOption = None,
+    auth_password_file: AuthFile = None,
+    auth_password_env: AuthEnv = None,
+    auth_database: AuthDatabaseOption = None,
+    auth_query: AuthQueryOption = None,
+    channel_binding: BindingOption = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
     *,
+    no_auth_role: Annotated[bool, typer.Option("--no-auth-role", help="Ask it for no verifiers any more.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Change a server; what is left out stays.
@@ -124,6 +166,13 @@ def change(
             host, tls, tls_ca, max_connections, reserve, admin, (admin_password_file, admin_password_env), role,
             (role_password_file, role_password_env),
         )  # fmt: skip
+        wanted = replace(
+            wanted,
+            channel_binding=given(channel_binding),
+            **_auth_change(
+                auth_role, (auth_password_file, auth_password_env), auth_database, auth_query, cleared=no_auth_role
+            ),
+        )
     server = ask(registry, config, lambda opened: opened.service.set_server(name, wanted), writing=True)
     _print(server, as_json=as_json, done=f"changed server {name!r}")
 
@@ -259,6 +308,22 @@ def _change(
     )
 
 
+def _auth_change(
+    role: str | None,
+    password: tuple[str | None, str | None],
+    database: str | None,
+    query: str | None,
+    *,
+    cleared: bool = False,
+) -> dict[str, Any]:
+    return {
+        "auth_user": given(role, cleared=cleared),
+        "auth_password": given(read_secret("auth password", file=password[0], variable=password[1]), cleared=cleared),
+        "auth_database": given(database, cleared=cleared),
+        "auth_query": given(query, cleared=cleared),
+    }
+
+
 def _read_ca(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")
@@ -287,6 +352,11 @@ def _members(server: Server) -> dict[str, Any]:
         "admin_password": server.has_admin_password,
         "role": server.role_user,
         "role_password": server.has_role_password,
+        "auth_role": server.auth_user,
+        "auth_password": server.has_auth_password,
+        "auth_database": server.auth_database,
+        "auth_query": server.auth_query,
+        "channel_binding": server.channel_binding,
         "draining": server.draining,
         "health": server.health,
     }

@@ -16,7 +16,7 @@ from registry.commands.options import (
     read_secret,
 )
 from registry.commands.output import ask, confirm, explained, note, print_json, print_record, print_table
-from registry.contract import Limits, PoolMode, ResetPolicy, TenantState
+from registry.contract import Limits, PoolMode, ResetPolicy, TenantState, VerifierSource
 from registry.domain.limits import LIMIT_NAMES
 from registry.domain.models import KEEP, LoginRecord, Tenant, TenantChange
 from registry.opening import Registry
@@ -43,6 +43,16 @@ PoolModeOption = Annotated[
 ]
 ResetOption = Annotated[
     ResetPolicy | None, typer.Option("--reset", help="When DISCARD ALL runs between clients. (default: auto)")
+]
+VerifiersOption = Annotated[
+    VerifierSource | None,
+    typer.Option(
+        "--verifiers", help="`server`: users without a login here are roles of its server. (default: as the node says)"
+    ),
+]
+NetworkOption = Annotated[
+    list[str] | None,
+    typer.Option("--network", metavar="CIDR", help="Network its clients must come from; may be given several times."),
 ]
 LimitOption = Annotated[
     list[str] | None,
@@ -79,6 +89,8 @@ def add(
     role_password_env: RoleEnv = None,
     pool_mode: PoolModeOption = None,
     reset: ResetOption = None,
+    verifiers: VerifiersOption = None,
+    network: NetworkOption = None,
     limit: LimitOption = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
@@ -98,6 +110,8 @@ def add(
             role_password=given(read_secret("role password", file=role_password_file, variable=role_password_env)),
             pool_mode=given(pool_mode),
             reset=given(reset),
+            verifiers=given(verifiers),
+            networks=tuple(network) if network else KEEP,
             limits=read_limits(limit, Limits()) if limit else KEEP,
         )
     tenant = ask(registry, config, lambda opened: opened.service.add_tenant(slug, wanted), writing=True)
@@ -159,6 +173,8 @@ def change(
     role_password_env: RoleEnv = None,
     pool_mode: PoolModeOption = None,
     reset: ResetOption = None,
+    verifiers: VerifiersOption = None,
+    network: NetworkOption = None,
     limit: LimitOption = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
@@ -166,6 +182,8 @@ def change(
     no_database: Annotated[bool, typer.Option("--no-database", help="Take server and database away.")] = False,
     no_alias: Annotated[bool, typer.Option("--no-alias", help="Take all aliases away.")] = False,
     no_role: Annotated[bool, typer.Option("--no-role", help="Use the server's default role.")] = False,
+    no_verifiers: Annotated[bool, typer.Option("--no-verifiers", help="As the node's settings say.")] = False,
+    no_network: Annotated[bool, typer.Option("--no-network", help="Let clients come from anywhere.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Change a tenant; what is left out stays.  In force in under a second; transactions end where they began.
@@ -187,6 +205,8 @@ def change(
                 role_password=given(password, cleared=no_role),
                 pool_mode=given(pool_mode),
                 reset=given(reset),
+                verifiers=given(verifiers, cleared=no_verifiers),
+                networks=() if no_network else tuple(network) if network else KEEP,
                 limits=limits,
             ),
         )
@@ -246,6 +266,8 @@ def _members(tenant: Tenant) -> dict[str, Any]:
         "limits": tenant.limits,
         "pool_mode": tenant.pool_mode,
         "reset": tenant.reset,
+        "verifiers": tenant.verifiers,
+        "networks": tenant.networks,
         "generation": tenant.generation,
     }
 

@@ -20,7 +20,19 @@ COUNTS: Final = {
     "max_waiting": (0, MAX_COUNT),
     "weight": (1, MAX_WEIGHT),
 }
-TIMES: Final = ("queue_wait_timeout", "server_idle_timeout", "server_lifetime")
+TIMES: Final = (
+    "queue_wait_timeout",
+    "server_idle_timeout",
+    "server_lifetime",
+    "query_timeout",
+    "transaction_timeout",
+    "idle_transaction_timeout",
+    "client_idle_timeout",
+    "login_timeout",
+    "connect_timeout",
+)
+NEVER_OFF: Final = frozenset({"login_timeout", "connect_timeout"})
+"""Without these limits a silent peer would be waited for as long as it likes."""
 LIMIT_NAMES: Final = tuple(field.name for field in fields(Limits))
 
 
@@ -35,6 +47,8 @@ def check_limits(limits: Limits) -> Limits:
         seconds = values[name]
         if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= MAX_SECONDS):
             raise Invalid(name, f"{name} is {seconds}", f"seconds, 0 (no limit) to {MAX_SECONDS:,}")
+        if seconds == 0 and name in NEVER_OFF:
+            raise Invalid(name, f"{name} is 0", f"seconds, more than 0, to {MAX_SECONDS:,}: it cannot be switched off")
     if limits.min_pool_size is not None and limits.pool_size is not None and limits.min_pool_size > limits.pool_size:
         raise Invalid(
             "min_pool_size",

@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from registry.contract import AuthMethod
+from registry.contract import AuthMethod, ReplicationAccess
 from registry.domain.models import KEEP, LoginChange, LoginRecord, Tenant, chosen
 from registry.domain.names import check_identifier
 from registry.errors import Invalid
 
 MAX_SPELLINGS: Final = 64
 MAX_SPELLING_CHARS: Final = 128
+MAX_CERTIFICATE_CHARS: Final = 512
+DISTINGUISHED: Final = "dn:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +49,43 @@ def change_login(before: LoginRecord, change: LoginChange, *, verifier: str, ten
         user=check_identifier("user", before.user),
         verifier=verifier,
         methods=methods,
+        certificate=_check_certificate(chosen(change.certificate, before.certificate), methods),
         md5_spellings=spellings,
         role_user=chosen(change.role_user, before.role_user),
         has_role_password=before.has_role_password
         if change.role_password is KEEP
         else change.role_password is not None,
+        replication=chosen(change.replication, before.replication),
     )
+    if after.replication is ReplicationAccess.SERVER and after.tenant_id is not None:
+        raise Invalid(
+            "replication",
+            f"login {after.user!r} is of one tenant, and replicating a server shows the data of all tenants on it",
+            "replication = database, or a login for all tenants",
+        )
     if after.role_user is not None:
         check_identifier("role", after.role_user)
     elif after.has_role_password:
         raise Invalid("role", "a role's password without a role", "name the role, or take the password away")
     stale = bool(spellings) and (spellings != before.md5_spellings or verifier != before.verifier)
     return LoginOutcome(after, stale)
+
+
+def _check_certificate(identity: str | None, methods: frozenset[AuthMethod]) -> str | None:
+    if identity is None:
+        return None
+    if AuthMethod.CERT not in methods:
+        raise Invalid(
+            "certificate", "a certificate's name, but cert is not among the methods", "add cert to the methods"
+        )
+    name = identity.removeprefix(DISTINGUISHED)
+    if not name or len(identity) > MAX_CERTIFICATE_CHARS or not name.isprintable():
+        raise Invalid(
+            "certificate",
+            f"{identity!r} is no name of a certificate",
+            f"its common name, or {DISTINGUISHED} and its whole subject: {DISTINGUISHED}CN=app,O=Acme",
+        )
+    return identity
 
 
 def _check_spellings(spellings: Iterable[str]) -> tuple[str, ...]:

@@ -13,13 +13,16 @@ from typing import Final, TypeVar
 from registry.contract import (
     Address,
     AuthMethod,
+    ChannelBinding,
     Limits,
     PoolMode,
+    ReplicationAccess,
     ResetPolicy,
     Secret,
     ServerHealth,
     TenantState,
     TlsMode,
+    VerifierSource,
 )
 
 
@@ -41,7 +44,10 @@ def chosen(value: T | Keep, default: T) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server; `max_connections` is its own limit, of which `reserve` are left to others."""
+    """A server; `max_connections` is its own limit, of which `reserve` are left to others.
+
+    `auth_user` is the role that asks it for the verifiers of others; None: nobody does.
+    """
 
     server_id: int
     name: str
@@ -52,6 +58,11 @@ class Server:
     has_admin_password: bool = False
     role_user: str | None = None
     has_role_password: bool = False
+    auth_user: str | None = None
+    has_auth_password: bool = False
+    auth_database: str | None = None
+    auth_query: str | None = None
+    channel_binding: ChannelBinding = ChannelBinding.PREFER
     max_connections: int = 100
     reserve: int = 10
     draining: bool = False
@@ -74,6 +85,8 @@ class Tenant:
     limits: Limits = field(default_factory=Limits)
     pool_mode: PoolMode = PoolMode.TRANSACTION
     reset: ResetPolicy = ResetPolicy.AUTO
+    verifiers: VerifierSource | None = None
+    networks: tuple[str, ...] = ()
     generation: int = 1
 
 
@@ -87,9 +100,11 @@ class LoginRecord:
     tenant: str | None
     verifier: str = field(repr=False)
     methods: frozenset[AuthMethod] = frozenset({AuthMethod.SCRAM})
+    certificate: str | None = None
     md5_spellings: tuple[str, ...] = ()
     role_user: str | None = None
     has_role_password: bool = False
+    replication: ReplicationAccess = ReplicationAccess.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +118,11 @@ class ServerChange:
     admin_password: Secret | Keep | None = KEEP
     role_user: str | Keep | None = KEEP
     role_password: Secret | Keep | None = KEEP
+    auth_user: str | Keep | None = KEEP
+    auth_password: Secret | Keep | None = KEEP
+    auth_database: str | Keep | None = KEEP
+    auth_query: str | Keep | None = KEEP
+    channel_binding: ChannelBinding | Keep = KEEP
     max_connections: int | Keep = KEEP
     reserve: int | Keep = KEEP
     draining: bool | Keep = KEEP
@@ -125,6 +145,8 @@ class TenantChange:
     limits: Limits | Keep = KEEP
     pool_mode: PoolMode | Keep = KEEP
     reset: ResetPolicy | Keep = KEEP
+    verifiers: VerifierSource | Keep | None = KEEP
+    networks: tuple[str, ...] | Keep = KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +160,8 @@ class LoginChange:
     password: Secret | Keep = KEEP
     verifier: str | Keep = field(default=KEEP, repr=False)
     methods: frozenset[AuthMethod] | Keep = KEEP
+    certificate: str | Keep | None = KEEP
     md5_spellings: tuple[str, ...] | Keep = KEEP
     role_user: str | Keep | None = KEEP
     role_password: Secret | Keep | None = KEEP
+    replication: ReplicationAccess | Keep = KEEP

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from ipaddress import ip_network
 from typing import Final
 
 from registry.contract import Address
@@ -15,6 +16,7 @@ from registry.errors import Invalid
 MAX_IDENTIFIER_BYTES: Final = 63
 MAX_ALIASES: Final = 32
 MAX_HOSTS: Final = 16
+MAX_NETWORKS: Final = 64
 MAX_HOST_CHARS: Final = 255
 DEFAULT_PORT: Final = 5432
 
@@ -72,6 +74,22 @@ def check_identifier(field: str, name: str) -> str:
     if not name or "\0" in name or len(name.encode("utf-8", "surrogateescape")) > MAX_IDENTIFIER_BYTES:
         raise Invalid(field, f"{name!r} cannot be a {field.replace('_', ' ')}", "PostgreSQL allows 1 to 63 bytes")
     return name
+
+
+def check_networks(networks: Iterable[str]) -> tuple[str, ...]:
+    """Return networks (CIDR, or single addresses) in their usual spelling, sorted; raises Invalid."""
+    found = set()
+    for text in networks:
+        try:
+            found.add(ip_network(text))
+        except ValueError as error:
+            raise Invalid(
+                "networks", f"{text!r} is no network: {error}", "for example 10.1.0.0/16, 192.0.2.7 or 2001:db8::/32"
+            ) from None
+    if len(found) > MAX_NETWORKS:
+        raise Invalid("networks", f"a tenant has at most {MAX_NETWORKS} networks")
+    ordered = sorted(found, key=lambda network: (network.version, int(network.network_address), network.prefixlen))
+    return tuple(str(network) for network in ordered)
 
 
 def check_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:

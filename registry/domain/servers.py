@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from registry.contract import TlsMode
+from registry.contract import ChannelBinding, TlsMode
 from registry.domain.models import KEEP, Server, ServerChange, chosen
 from registry.domain.names import check_addresses, check_identifier, check_server_name
 from registry.errors import Conflict, Invalid
@@ -14,6 +14,7 @@ MAX_CONNECTIONS: Final = 262_143
 """The most that PostgreSQL accepts as max_connections."""
 
 MAX_CA_CHARS: Final = 262_144
+MAX_QUERY_CHARS: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ def change_server(before: Server, change: ServerChange, *, role_password_changed
         tls_ca=_check_ca(chosen(change.tls_ca, before.tls_ca)),
         admin_user=_check_user("admin", chosen(change.admin_user, before.admin_user)),
         role_user=_check_user("role", chosen(change.role_user, before.role_user)),
+        auth_user=_check_user("auth_role", chosen(change.auth_user, before.auth_user)),
+        auth_database=_check_user("auth_database", chosen(change.auth_database, before.auth_database)),
+        auth_query=_check_query(chosen(change.auth_query, before.auth_query)),
+        channel_binding=chosen(change.channel_binding, before.channel_binding),
         max_connections=chosen(change.max_connections, before.max_connections),
         reserve=chosen(change.reserve, before.reserve),
         draining=chosen(change.draining, before.draining),
@@ -48,11 +53,15 @@ def change_server(before: Server, change: ServerChange, *, role_password_changed
         has_role_password=before.has_role_password
         if change.role_password is KEEP
         else change.role_password is not None,
+        has_auth_password=before.has_auth_password
+        if change.auth_password is KEEP
+        else change.auth_password is not None,
     )
     if after.has_admin_password and after.admin_user is None:
         raise Invalid("admin", "an admin password without an admin user", "name the user, or take the password away")
     if after.has_role_password and after.role_user is None:
         raise Invalid("role", "a role's password without a role", "name the role, or take the password away")
+    _check_auth(after)
     _check_capacity(after)
     moved = (before.addresses, before.tls_mode) != (after.addresses, after.tls_mode)
     return ServerOutcome(after, moved, role_password_changed or before.role_user != after.role_user)
@@ -71,6 +80,31 @@ def _check_user(field: str, user: str | None) -> str | None:
     return None if user is None else check_identifier(field, user)
 
 
+def _check_query(query: str | None) -> str | None:
+    if query is not None and (len(query) > MAX_QUERY_CHARS or "\0" in query or "$1" not in query):
+        raise Invalid(
+            "auth_query",
+            "this query cannot ask for a verifier",
+            f"at most {MAX_QUERY_CHARS:,} characters, with $1 in the place of the role's name",
+        )
+    return query
+
+
+def _check_auth(server: Server) -> None:
+    if server.auth_user is None and (server.has_auth_password or server.auth_database or server.auth_query):
+        raise Invalid(
+            "auth_role",
+            "a password, database or query for asking the server for verifiers, but no role that asks",
+            "name the role, or take the others away",
+        )
+    if server.channel_binding is ChannelBinding.REQUIRE and server.tls_mode in {TlsMode.DISABLE, TlsMode.PREFER}:
+        raise Invalid(
+            "channel_binding",
+            f"channel binding is required, but TLS is only {server.tls_mode.value!r}",
+            "choose the TLS mode require, verify-ca or verify-full",
+        )
+
+
 def _check_ca(pem: str | None) -> str | None:
     if pem is None:
         return None
@@ -84,11 +118,11 @@ def _check_capacity(server: Server) -> None:
         raise Invalid(
             "max_connections", f"max_connections is {server.max_connections}", f"it must be 1 to {MAX_CONNECTIONS:,}"
         )
-    if not 0 <= server.reserve < server.max_connections:
+    if not 0 <= server.reserve < server.max_connections - (server.auth_user is not None):
         raise Invalid(
             "reserve",
             f"a reserve of {server.reserve} leaves nothing of {server.max_connections} connections",
-            "the reserve must be at least 0 and less than max_connections",
+            "the reserve must be at least 0 and less than max_connections; asking for verifiers takes one more",
         )
     if server.tls_ca is not None and server.tls_mode is TlsMode.DISABLE:
         raise Invalid("tls_ca", "a CA without TLS", "choose a TLS mode such as verify-full, or leave the CA out")

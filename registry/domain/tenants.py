@@ -7,7 +7,7 @@ from dataclasses import replace
 from registry.contract import TenantState
 from registry.domain.limits import check_limits
 from registry.domain.models import KEEP, Tenant, TenantChange, chosen
-from registry.domain.names import check_aliases, check_identifier, check_slug
+from registry.domain.names import check_aliases, check_identifier, check_networks, check_slug
 from registry.domain.states import REMOVABLE, check_transition, resting_state
 from registry.errors import Conflict, Invalid
 
@@ -28,6 +28,8 @@ def change_tenant(before: Tenant, change: TenantChange, *, server_id: int | None
         limits=check_limits(chosen(change.limits, before.limits)),
         pool_mode=chosen(change.pool_mode, before.pool_mode),
         reset=chosen(change.reset, before.reset),
+        verifiers=chosen(change.verifiers, before.verifiers),
+        networks=check_networks(chosen(change.networks, before.networks)),
         has_role_password=before.has_role_password
         if change.role_password is KEEP
         else change.role_password is not None,

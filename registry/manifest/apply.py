@@ -27,6 +27,7 @@ _NAMES: Final = {
     "tls_mode": "tls",
     "admin_user": "admin",
     "role_user": "role",
+    "auth_user": "auth_role",
     "database_name": "database",
 }
 SECRET: Final = "(secret)"
@@ -40,6 +41,7 @@ _SILENT: Final = frozenset(
         "generation",
         "has_admin_password",
         "has_role_password",
+        "has_auth_password",
         "health",
         "verifier",
     }
@@ -142,6 +144,9 @@ class _Run:
             ),
             role_password=self._settled(
                 entry.role_password, entry.table, present=before is not None and before.has_role_password
+            ),
+            auth_password=self._settled(
+                entry.auth_password, entry.table, present=before is not None and before.has_auth_password
             ),
         )
         if before is None:

@@ -9,7 +9,16 @@ from typing import Any
 import tomlkit
 from tomlkit.items import Table as TomlTable
 
-from registry.contract import AuthMethod, Limits, PoolMode, ResetPolicy, TenantState, TlsMode
+from registry.contract import (
+    AuthMethod,
+    ChannelBinding,
+    Limits,
+    PoolMode,
+    ReplicationAccess,
+    ResetPolicy,
+    TenantState,
+    TlsMode,
+)
 from registry.domain.logins import usual_spellings
 from registry.domain.models import LoginRecord, Server, Tenant
 from registry.domain.names import format_address
@@ -77,6 +86,12 @@ def _server(server: Server, variables: _Variables) -> TomlTable:
     _add(table, "role", server.role_user, None)
     if server.has_role_password:
         table.add("role_password_env", variables.name("server", server.name, "role_password"))
+    _add(table, "auth_role", server.auth_user, None)
+    if server.has_auth_password:
+        table.add("auth_password_env", variables.name("server", server.name, "auth_password"))
+    _add(table, "auth_database", server.auth_database, None)
+    _add(table, "auth_query", server.auth_query, None)
+    _add(table, "channel_binding", server.channel_binding.value, ChannelBinding.PREFER.value)
     _add(table, "draining", server.draining, default=False)
     return table
 
@@ -92,6 +107,9 @@ def _tenant(tenant: Tenant, variables: _Variables) -> TomlTable:
         table.add("role_password_env", variables.name("tenant", tenant.slug, "role_password"))
     _add(table, "pool_mode", tenant.pool_mode.value, PoolMode.TRANSACTION.value)
     _add(table, "reset", tenant.reset.value, ResetPolicy.AUTO.value)
+    if tenant.verifiers is not None:
+        table.add("verifiers", tenant.verifiers.value)
+    _add(table, "networks", list(tenant.networks), [])
     limits = tomlkit.inline_table()
     for one in fields(Limits):
         value = getattr(tenant.limits, one.name)
@@ -112,6 +130,7 @@ def _login(login: LoginRecord, tenant: Tenant | None, variables: _Variables) -> 
     owner = login.tenant or "all"
     if login.methods != {AuthMethod.SCRAM}:
         table.add("methods", sorted(method.value for method in login.methods))
+    _add(table, "certificate", login.certificate, None)
     if login.md5_spellings:
         table.add("password_env", variables.name("login", owner, login.user, "password"))
         if set(login.md5_spellings) != set(usual_spellings(login.user, tenant)):
@@ -119,6 +138,7 @@ def _login(login: LoginRecord, tenant: Tenant | None, variables: _Variables) -> 
     _add(table, "role", login.role_user, None)
     if login.has_role_password:
         table.add("role_password_env", variables.name("login", owner, login.user, "role_password"))
+    _add(table, "replication", login.replication.value, ReplicationAccess.NONE.value)
     return table
 
 

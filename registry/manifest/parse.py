@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from registry.contract import AuthMethod, Limits, PoolMode, ResetPolicy, TlsMode
+from registry.contract import (
+    AuthMethod,
+    ChannelBinding,
+    Limits,
+    PoolMode,
+    ReplicationAccess,
+    ResetPolicy,
+    TlsMode,
+    VerifierSource,
+)
 from registry.domain.limits import COUNTS, TIMES
 from registry.domain.models import KEEP, Keep, LoginChange, ServerChange, TenantChange
 from registry.domain.names import DEFAULT_PORT, parse_address
@@ -28,6 +37,7 @@ class ServerEntry:
     change: ServerChange
     admin_password: SecretSpec
     role_password: SecretSpec
+    auth_password: SecretSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +144,16 @@ def _server(table: Table) -> ServerEntry:
         tls_ca=table.content("tls_ca_file", ca_file) if ca_file is not None else ca,
         admin_user=table.text("admin"),
         role_user=table.text("role"),
+        auth_user=table.text("auth_role"),
+        auth_database=table.text("auth_database"),
+        auth_query=table.text("auth_query"),
+        channel_binding=table.choice("channel_binding", ChannelBinding, ChannelBinding.PREFER),
         max_connections=_or(table.integer("max_connections"), 100),
         reserve=_or(table.integer("reserve"), 10),
         draining=_or_keep(table.boolean("draining")),
     )
-    entry = ServerEntry(table, name, change, table.secret("admin_password"), table.secret("role_password"))
+    admin, role, auth = (table.secret(f"{whose}_password") for whose in ("admin", "role", "auth"))
+    entry = ServerEntry(table, name, change, admin, role, auth)
     table.finish()
     return entry
 
@@ -157,6 +172,8 @@ def _tenant(table: Table) -> TenantEntry:
         limits=Limits(**values),
         pool_mode=table.choice("pool_mode", PoolMode, PoolMode.TRANSACTION),
         reset=table.choice("reset", ResetPolicy, ResetPolicy.AUTO),
+        verifiers=table.optional_choice("verifiers", VerifierSource),
+        networks=table.texts("networks") or (),
     )
     entry = TenantEntry(table, slug, change, table.secret("role_password"), table.boolean("suspended"))
     table.finish()
@@ -168,14 +185,17 @@ def _login(table: Table) -> LoginEntry:
     tenant, everyone = table.text("tenant"), table.boolean("all_tenants")
     if (tenant is None) == (not everyone):
         raise table.error("tenant", "a login is of one tenant or of all", 'tenant = "slug", or all_tenants = true')
+    methods = table.choices("methods", AuthMethod, (AuthMethod.SCRAM,))
     change = LoginChange(
         verifier=_or_keep(table.text("verifier")),
-        methods=table.choices("methods", AuthMethod, (AuthMethod.SCRAM,)),
+        methods=methods,
+        certificate=table.text("certificate"),
         md5_spellings=_or_keep(table.texts("md5_spellings")),
         role_user=table.text("role"),
+        replication=table.choice("replication", ReplicationAccess, ReplicationAccess.NONE),
     )
     password = table.secret("password")
-    if password is None and change.verifier is KEEP:
+    if password is None and change.verifier is KEEP and methods != {AuthMethod.CERT}:
         raise table.error(None, "no password", "give password_env, password_file or verifier")
     entry = LoginEntry(table, user, tenant, change, password, table.secret("role_password"))
     table.finish()

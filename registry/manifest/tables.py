@@ -123,6 +123,11 @@ class Table:
         text = self.text(key)
         return default if text is None else self._choose(key, text, choices)
 
+    def optional_choice(self, key: str, choices: type[E]) -> E | None:
+        """The same, or None where the key is missing."""
+        text = self.text(key)
+        return None if text is None else self._choose(key, text, choices)
+
     def choices(self, key: str, choices: type[E], default: Iterable[E]) -> frozenset[E]:
         """Some of the values of an enumeration."""
         texts = self.texts(key)

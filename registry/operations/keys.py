@@ -24,6 +24,7 @@ _STORED: Final = sa.select(registry_secrets.c.value).where(registry_secrets.c.na
 SEALED_COLUMNS: Final = (
     (servers, "admin_password"),
     (servers, "role_password"),
+    (servers, "auth_password"),
     (tenants, "role_password"),
     (logins, "role_password"),
 )

@@ -8,7 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.contract import ChangeKind, Secret
+from registry.contract import AuthMethod, ChangeKind, Secret
 from registry.domain.logins import LoginOutcome, change_login
 from registry.domain.models import KEEP, Keep, LoginChange, LoginRecord, Tenant
 from registry.errors import Conflict, Invalid, NotFound
@@ -19,6 +19,8 @@ from registry.store.transaction import Transaction
 from registry.verifiers import SALT_SIZE, build_verifier, check_password, check_verifier, fits, md5_hash
 
 TABLE: Final = "logins"
+CERT_ONLY: Final = frozenset({AuthMethod.CERT})
+KEY_SIZE: Final = 32
 
 
 async def all_logins(
@@ -96,6 +98,9 @@ def _verifier(tx: Transaction, before: LoginRecord, change: LoginChange) -> str:
             raise Invalid("verifier", "the verifier is not that of the password", "give one of them, or the right one")
         return verifier
     if password is None:
+        if not before.verifier and change.methods == CERT_ONLY:
+            # Nobody knows this password: without its certificate, the login looks like any whose password is wrong.
+            return build_verifier(tx.random(KEY_SIZE).hex(), tx.random(SALT_SIZE))
         if not before.verifier:
             raise Invalid("password", f"login {before.user!r} has no password", "give a password or a verifier")
         return before.verifier

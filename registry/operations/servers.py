@@ -82,18 +82,21 @@ async def _write(tx: Transaction, before: Server, row: Any, change: ServerChange
         inserted = sa.insert(servers).values(server_values(outcome.server)).returning(servers.c.id)
         before = replace(outcome.server, server_id=(await tx.connection.execute(inserted)).scalar_one())
     server_id = before.server_id
-    sealed = {"admin_password": None, "role_password": None} if row is None else row._mapping
+    sealed = dict.fromkeys(("admin_password", "role_password", "auth_password")) if row is None else row._mapping
     admin, admin_changed = tx.reseal(
         change.admin_password, sealed["admin_password"], secret_context(TABLE, server_id, "admin_password")
     )
     role, role_changed = tx.reseal(
         change.role_password, sealed["role_password"], secret_context(TABLE, server_id, "role_password")
     )
+    auth, auth_changed = tx.reseal(
+        change.auth_password, sealed["auth_password"], secret_context(TABLE, server_id, "auth_password")
+    )
     outcome = change_server(before, change, role_password_changed=role_changed)
     after = outcome.server
-    if row is not None and after == before and not admin_changed and not role_changed:
+    if row is not None and after == before and not (admin_changed or role_changed or auth_changed):
         return before
-    values = {**server_values(after), "admin_password": admin, "role_password": role}
+    values = {**server_values(after), "admin_password": admin, "role_password": role, "auth_password": auth}
     await tx.connection.execute(sa.update(servers).where(servers.c.id == server_id).values(values))
     if row is not None and (outcome.moved or outcome.role_changed):
         await _outdate(tx, server_id, all_roles=outcome.moved)

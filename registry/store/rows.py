@@ -8,13 +8,17 @@ from typing import Any
 from registry.contract import (
     Address,
     AuthMethod,
+    AuthQuery,
+    ChannelBinding,
     Limits,
     PoolMode,
+    ReplicationAccess,
     ResetPolicy,
     ServerHealth,
     ServerInfo,
     TenantState,
     TlsMode,
+    VerifierSource,
 )
 from registry.domain.limits import LIMIT_NAMES
 from registry.domain.models import LoginRecord, Server, Tenant
@@ -37,6 +41,11 @@ def server_of(row: Any) -> Server:
         has_admin_password=row.admin_password is not None,
         role_user=row.role_user,
         has_role_password=row.role_password is not None,
+        auth_user=row.auth_user,
+        has_auth_password=row.auth_password is not None,
+        auth_database=row.auth_database,
+        auth_query=row.auth_query,
+        channel_binding=ChannelBinding(row.channel_binding),
         max_connections=row.max_connections,
         reserve=row.reserve,
         draining=row.draining,
@@ -53,6 +62,10 @@ def server_values(server: Server) -> dict[str, Any]:
         "tls_ca": server.tls_ca,
         "admin_user": server.admin_user,
         "role_user": server.role_user,
+        "auth_user": server.auth_user,
+        "auth_database": server.auth_database,
+        "auth_query": server.auth_query,
+        "channel_binding": server.channel_binding.value,
         "max_connections": server.max_connections,
         "reserve": server.reserve,
         "draining": server.draining,
@@ -60,8 +73,8 @@ def server_values(server: Server) -> dict[str, Any]:
     }
 
 
-def server_info(server: Server) -> ServerInfo:
-    """What a node is told of a server."""
+def server_info(server: Server, auth: AuthQuery | None) -> ServerInfo:
+    """What a node is told of a server; `auth` with its password opened."""
     return ServerInfo(
         server_id=server.server_id,
         name=server.name,
@@ -71,6 +84,8 @@ def server_info(server: Server) -> ServerInfo:
         tls_ca=server.tls_ca,
         draining=server.draining,
         health=server.health,
+        channel_binding=server.channel_binding,
+        auth=auth,
     )
 
 
@@ -99,6 +114,8 @@ def tenant_of(row: Any, server: str | None, aliases: Iterable[str]) -> Tenant:
         limits=limits_of(row),
         pool_mode=PoolMode(row.pool_mode),
         reset=ResetPolicy(row.reset),
+        verifiers=None if row.verifiers is None else VerifierSource(row.verifiers),
+        networks=tuple(row.networks),
         generation=row.generation,
     )
 
@@ -114,6 +131,8 @@ def tenant_values(tenant: Tenant) -> dict[str, Any]:
         **{name: getattr(tenant.limits, name) for name in LIMIT_NAMES},
         "pool_mode": tenant.pool_mode.value,
         "reset": tenant.reset.value,
+        "verifiers": None if tenant.verifiers is None else tenant.verifiers.value,
+        "networks": list(tenant.networks),
         "generation": tenant.generation,
     }
 
@@ -132,9 +151,11 @@ def login_of(row: Any, tenant: str | None, spellings: Iterable[str]) -> LoginRec
         tenant=tenant,
         verifier=row.verifier,
         methods=methods_of(row.methods),
+        certificate=row.certificate,
         md5_spellings=tuple(sorted(spellings)),
         role_user=row.role_user,
         has_role_password=row.role_password is not None,
+        replication=ReplicationAccess(row.replication),
     )
 
 
@@ -145,5 +166,7 @@ def login_values(login: LoginRecord) -> dict[str, Any]:
         "tenant_id": login.tenant_id,
         "verifier": login.verifier,
         "methods": ",".join(sorted(method.value for method in login.methods)),
+        "certificate": login.certificate,
         "role_user": login.role_user,
+        "replication": login.replication.value,
     }

@@ -2,12 +2,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from registry import Registry, open_registry
-from registry.contract import Address, AuthMethod, Credentials, Limits, PoolMode, Secret, TenantState, TlsMode
+from registry.contract import (
+    Address,
+    AuthMethod,
+    AuthQuery,
+    ChannelBinding,
+    Credentials,
+    Limits,
+    PoolMode,
+    Secret,
+    TenantState,
+    TlsMode,
+    VerifierSource,
+)
 from registry.domain.models import LoginChange, ServerChange, TenantChange
 from registry.errors import RegistryError
 from registry.manifest import Applied, ManifestError, apply_manifest, export_manifest, load_manifest, parse_manifest
@@ -53,6 +66,30 @@ all_tenants = true
 password_env = "SUPPORT"
 role = "readonly"
 """
+PROOFS = """
+[[server]]
+name = "eu2"
+host = "10.0.0.3"
+tls = "verify-full"
+channel_binding = "require"
+auth_role = "asker"
+auth_password_env = "ASKER"
+auth_database = "postgres"
+auth_query = "SELECT * FROM pgtenant.login($1)"
+
+[[tenant]]
+slug = "asking"
+server = "eu2"
+database = "asking_data"
+verifiers = "server"
+networks = ["2001:db8::/32", "10.1.2.3"]
+
+[[login]]
+user = "batch"
+tenant = "asking"
+methods = ["cert"]
+certificate = "dn:CN=batch,O=Acme"
+"""
 ENVIRONMENT = {"ADMIN": "admin secret", "APP": "app secret", "SUPPORT": "support secret"}
 
 
@@ -96,6 +133,28 @@ async def test_a_manifest_makes_what_it_says(registry: Registry, directory: Path
     assert login.methods == {AuthMethod.MD5, AuthMethod.SCRAM}
     assert [spelling for spelling, _ in login.md5] == ["app", "app.acme", "app.acme-old"]
     assert [login.tenant for login in await service.logins(all_tenants=True)] == [None]
+
+
+async def test_a_manifest_says_how_users_prove_who_they_are(registry: Registry, directory: Path) -> None:
+    environment = {"ASKER": "asker secret"}
+    await put(registry, PROOFS, directory, environment)
+    route = (await registry.reader.route_by_name("asking")).value
+    assert route is not None
+    assert route.server is not None
+    asker = Credentials("asker", Secret("asker secret"))
+    assert route.server.auth == AuthQuery(asker, "postgres", "SELECT * FROM pgtenant.login($1)")
+    assert route.server.channel_binding is ChannelBinding.REQUIRE
+    assert route.verifiers is VerifierSource.SERVER
+    assert route.networks == (ip_network("10.1.2.3/32"), ip_network("2001:db8::/32"))
+    login = (await registry.reader.login("batch", route.tenant_id)).value
+    assert login is not None
+    assert (login.methods, login.certificate) == ({AuthMethod.CERT}, "dn:CN=batch,O=Acme")
+    exported = await export_manifest(registry.service)
+    assert "asker secret" not in exported
+    for text in (PROOFS, exported):
+        assert (await put(registry, text, directory, {**environment, "SERVER_EU2_AUTH_PASSWORD": "asker secret"})) == (
+            Applied((), ())
+        )
 
 
 async def test_applying_twice_changes_nothing(registry: Registry, directory: Path) -> None:

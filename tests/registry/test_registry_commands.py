@@ -71,6 +71,28 @@ def test_lists_show_what_was_added(filled: Run) -> None:
     assert answer(filled, "server", "show", "eu1")["tenants"] == ["acme"]
 
 
+def test_how_users_prove_who_they_are_is_set_and_taken_back(filled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASKER", "asker secret")
+    filled("server", "set", "eu1", "--auth-role", "asker", "--auth-password-env", "ASKER", "--auth-database", "x")
+    server = answer(filled, "server", "show", "eu1")
+    assert (server["auth_role"], server["auth_password"], server["auth_database"]) == ("asker", True, "x")
+    filled("server", "set", "eu1", "--no-auth-role")
+    server = answer(filled, "server", "show", "eu1")
+    assert (server["auth_role"], server["auth_password"], server["auth_database"]) == (None, False, None)
+    filled("tenant", "set", "acme", "--verifiers", "server", "--network", "10.0.0.0/8", "--network", "::1")
+    tenant = answer(filled, "tenant", "show", "acme")
+    assert (tenant["verifiers"], tenant["networks"]) == ("server", ["10.0.0.0/8", "::1/128"])
+    filled("tenant", "set", "acme", "--no-verifiers", "--no-network")
+    tenant = answer(filled, "tenant", "show", "acme")
+    assert (tenant["verifiers"], tenant["networks"]) == (None, [])
+
+
+def test_a_login_by_certificate_alone_has_no_password_to_be_told(filled: Run) -> None:
+    made = answer(filled, "login", "add", "batch", "-t", "acme", "--method", "cert", "--certificate", "dn:CN=batch,O=A")
+    assert (made["methods"], made["certificate"]) == (["cert"], "dn:CN=batch,O=A")
+    assert "password" not in made
+
+
 def test_empty_lists_say_how_to_begin(run: Run) -> None:
     run("registry", "upgrade")
     for group in ("server", "tenant", "login"):

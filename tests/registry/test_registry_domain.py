@@ -2,10 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from registry.contract import Address, AuthMethod, Limits, PoolMode, Secret, ServerHealth, TenantState, TlsMode
+from registry.contract import (
+    Address,
+    AuthMethod,
+    ChannelBinding,
+    Limits,
+    PoolMode,
+    Secret,
+    ServerHealth,
+    TenantState,
+    TlsMode,
+)
 from registry.domain.limits import check_limits
 from registry.domain.models import LoginChange, Server, ServerChange, Tenant, TenantChange
-from registry.domain.names import check_aliases, check_slug, format_address, parse_address
+from registry.domain.names import check_aliases, check_networks, check_slug, format_address, parse_address
 from registry.domain.servers import change_server
 from registry.domain.states import TRANSITIONS, check_transition
 from registry.domain.tenants import change_tenant, resumed, suspended
@@ -138,6 +148,18 @@ def test_what_is_not_suspended_is_not_resumed(state: TenantState) -> None:
         suspended(tenant)
 
 
+def test_networks_have_one_spelling() -> None:
+    assert check_networks(["2001:DB8::/32", "10.0.0.1", "10.0.0.1/32"]) == ("10.0.0.1/32", "2001:db8::/32")
+
+
+@pytest.mark.parametrize(
+    "networks", [["10.0.0.1/8"], ["localhost"], ["::1/129"], [f"10.0.{n}.0/24" for n in range(65)]]
+)
+def test_what_is_no_network(networks: list[str]) -> None:
+    with pytest.raises(Invalid):
+        check_networks(networks)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -149,6 +171,10 @@ def test_what_is_not_suspended_is_not_resumed(state: TenantState) -> None:
         ServerChange(tls_ca="not PEM"),
         ServerChange(role_password=Secret("x")),
         ServerChange(admin_user="x" * 64),
+        ServerChange(auth_password=Secret("x")),
+        ServerChange(auth_query="SELECT rolpassword FROM pg_authid", auth_user="asker"),
+        ServerChange(auth_user="asker", max_connections=11),
+        ServerChange(channel_binding=ChannelBinding.REQUIRE),
     ],
 )
 def test_servers_that_cannot_be(change: ServerChange) -> None:

@@ -12,6 +12,7 @@ from registry import Registry, open_registry
 from registry.contract import (
     Address,
     AuthMethod,
+    AuthQuery,
     Credentials,
     Limits,
     RegistryUnavailable,
@@ -57,6 +58,22 @@ async def test_a_tenant_without_a_role_uses_the_servers(registry: Registry, acme
     await registry.service.set_tenant("acme", TenantChange(role_user="acme_role", role_password=Secret("own")))
     route = await route_of(registry, "acme")
     assert route.role == Credentials("acme_role", Secret("own"))
+
+
+async def test_nodes_learn_the_admins_password_only_where_the_admin_is_to_ask(registry: Registry, acme: int) -> None:
+    admin = {"admin_user": "postgres", "admin_password": Secret("of the admin")}
+    await registry.service.set_server("eu1", ServerChange(**admin))
+    server = (await route_of(registry, "acme")).server
+    assert server is not None
+    assert server.auth is None
+    await registry.service.set_server("eu1", ServerChange(auth_user="asker", auth_password=Secret("its own")))
+    server = (await route_of(registry, "acme")).server
+    assert server is not None
+    assert server.auth == AuthQuery(Credentials("asker", Secret("its own")), "postgres")
+    await registry.service.set_server("eu1", ServerChange(auth_user="postgres", auth_password=None))
+    server = (await route_of(registry, "acme")).server
+    assert server is not None
+    assert server.auth == AuthQuery(Credentials("postgres", Secret("of the admin")), "postgres")
 
 
 async def test_a_pending_tenant_has_a_route_without_a_server(registry: Registry) -> None:

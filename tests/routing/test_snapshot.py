@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from proxy.routing.snapshot import (
 )
 from registry.contract import (
     AuthMethod,
+    AuthQuery,
+    ChannelBinding,
     Credentials,
     Limits,
     PoolMode,
@@ -29,6 +32,7 @@ from registry.contract import (
     ServerHealth,
     TenantState,
     TlsMode,
+    VerifierSource,
 )
 
 NOW = 1_800_000_000.0
@@ -189,6 +193,8 @@ async def test_everything_survives_the_way_to_the_disk_and_back() -> None:
         draining=True,
         health=ServerHealth.HEALTHY,
         max_connections=7,
+        channel_binding=ChannelBinding.REQUIRE,
+        auth=AuthQuery(Credentials("asker", Secret("p")), "postgres", "SELECT login($1)"),
     )
     routes = (
         make_route(
@@ -199,13 +205,15 @@ async def test_everything_survives_the_way_to_the_disk_and_back() -> None:
             pool_mode=PoolMode.SESSION,
             reset=ResetPolicy.ALWAYS,
             limits=Limits(pool_size=3, server_lifetime=1.5),
+            verifiers=VerifierSource.SERVER,
+            networks=(ip_network("10.0.0.0/8"), ip_network("::1/128")),
         ),
         make_route(2, "newco", state=TenantState.PENDING, server=None, database_name=None, role=None),
         make_route(3, "trusting", role=Credentials("plain")),
     )
     logins = (
         (("app", 1), make_login(1, "app", 1, md5=(("app", Secret("md5abc")),), role=Credentials("r", Secret("p")))),
-        (("support", 1), make_login(2, "support", None, methods=frozenset(AuthMethod))),
+        (("support", 1), make_login(2, "support", None, methods=frozenset(AuthMethod), certificate="support")),
     )
     snapshot = Snapshot(5, NOW, b"\0secret", routes, (("acme_data", (1,)), ("two", (1, 2))), logins)
     assert decode_snapshot(await encode_snapshot(snapshot)) == snapshot
@@ -228,6 +236,12 @@ async def test_everything_survives_the_way_to_the_disk_and_back() -> None:
 def test_contents_that_are_not_understood_are_refused(text: bytes) -> None:
     with pytest.raises(SnapshotError):
         decode_snapshot(text)
+
+
+async def test_a_servers_own_verifiers_never_reach_the_disk() -> None:
+    login = make_login(1, "app", 1, source=VerifierSource.SERVER)
+    with pytest.raises(ValueError, match="not kept on disk"):
+        await encode_snapshot(Snapshot(5, NOW, None, (), (), ((("app", 1), login),)))
 
 
 async def test_no_secret_shows_in_a_repr(registry: FakeRegistry) -> None:
