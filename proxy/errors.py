@@ -129,7 +129,7 @@ LOGIN_TIMEOUT: Final = ErrorSpec(
     log_level="info",
     text="canceling authentication due to timeout: the login was not complete after {seconds:g} s",
     hint="Connect again; if it happens often, look at the network between client and proxy, or raise "
-    "listen.login_timeout.",
+    "listen.login_timeout, or the tenant's own login_timeout.",
     retry_safe=True,
 )
 TLS_REQUIRED: Final = ErrorSpec(
@@ -370,6 +370,46 @@ QUERY_CANCELED: Final = ErrorSpec(
     hint="It was still waiting for a database connection, so nothing has run.",
     retry_safe=True,
 )
+QUERY_TIMEOUT: Final = ErrorSpec(
+    name="query_timeout",
+    sqlstate="57014",
+    severity=Severity.ERROR,
+    log_level="info",
+    text="canceling statement due to query_timeout: it has run for more than {seconds:g} s",
+    hint='Make the statement quicker, or let the operator raise query_timeout of tenant "{tenant}".',
+    retry_safe=False,
+)
+TRANSACTION_TIMEOUT: Final = ErrorSpec(
+    name="transaction_timeout",
+    sqlstate="25P04",
+    severity=Severity.FATAL,
+    log_level="info",
+    text="terminating connection due to transaction_timeout: the transaction has lasted more than {seconds:g} s",
+    hint="It was rolled back: connect again and repeat it in smaller steps, or let the operator raise "
+    'transaction_timeout of tenant "{tenant}".',
+    retry_safe=False,
+)
+IDLE_TRANSACTION_TIMEOUT: Final = ErrorSpec(
+    name="idle_transaction_timeout",
+    sqlstate="25P03",
+    severity=Severity.FATAL,
+    log_level="info",
+    text="terminating connection due to idle_transaction_timeout: the transaction was left idle for more than "
+    "{seconds:g} s",
+    hint="It was rolled back: end transactions before waiting for something else, or let the operator raise "
+    'idle_transaction_timeout of tenant "{tenant}".',
+    retry_safe=False,
+)
+CLIENT_IDLE_TIMEOUT: Final = ErrorSpec(
+    name="client_idle_timeout",
+    sqlstate="57P05",
+    severity=Severity.FATAL,
+    log_level="info",
+    text="terminating connection due to client_idle_timeout: nothing was asked for more than {seconds:g} s",
+    hint="Connect again.  A connection pool should close idle connections sooner than that; the operator can raise "
+    'client_idle_timeout of tenant "{tenant}".',
+    retry_safe=True,
+)
 STATEMENT_MODE_TRANSACTION: Final = ErrorSpec(
     name="statement_mode_transaction",
     sqlstate="0A000",
@@ -382,11 +422,29 @@ STATEMENT_MODE_TRANSACTION: Final = ErrorSpec(
 UNNAMED_STATEMENT_GONE: Final = ErrorSpec(
     name="unnamed_statement_gone",
     sqlstate="26000",
-    severity=Severity.FATAL,
-    log_level="warning",
-    text="unnamed prepared statement does not exist on this database connection",
-    hint="It was parsed in an earlier transaction, which may have run on another connection: parse and bind it in one "
-    "transaction, use a named statement, or let the operator set pool_mode = session for this tenant.",
+    severity=Severity.ERROR,
+    log_level="info",
+    text="unnamed prepared statement does not exist",
+    hint="It was parsed in an earlier transaction and is too long to be kept, or a simple query has ended it since: parse "
+    "and bind it in one transaction, or use a named statement.",
+    retry_safe=False,
+)
+DUPLICATE_STATEMENT: Final = ErrorSpec(
+    name="duplicate_statement",
+    sqlstate="42P05",
+    severity=Severity.ERROR,
+    log_level="info",
+    text='prepared statement "{name}" already exists',
+    hint=None,
+    retry_safe=False,
+)
+RESULT_TYPE_CHANGED: Final = ErrorSpec(
+    name="result_type_changed",
+    sqlstate="0A000",
+    severity=Severity.ERROR,
+    log_level="info",
+    text="cached plan must not change result type",
+    hint=None,
     retry_safe=False,
 )
 BACKEND_LOST: Final = ErrorSpec(
@@ -441,8 +499,14 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             SHUTTING_DOWN,
             TERMINATED,
             QUERY_CANCELED,
+            QUERY_TIMEOUT,
+            TRANSACTION_TIMEOUT,
+            IDLE_TRANSACTION_TIMEOUT,
+            CLIENT_IDLE_TIMEOUT,
             STATEMENT_MODE_TRANSACTION,
             UNNAMED_STATEMENT_GONE,
+            DUPLICATE_STATEMENT,
+            RESULT_TYPE_CHANGED,
             BACKEND_LOST,
             INTERNAL,
         )

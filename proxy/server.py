@@ -27,6 +27,7 @@ from proxy.net.real_address import ProxyPolicy
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
+from proxy.net.time_keeper import TimeKeeper
 from proxy.net.tls import ServerTlsContexts, TlsConfigError
 from proxy.observability.http import Check, HttpEndpoint, ReloadFailed, Routes
 from proxy.observability.metrics import CONTENT_TYPE, NodeMetrics
@@ -111,6 +112,7 @@ class Node:
             door_settings(settings, self.client_tls),
             clock=self.clock,
         )
+        self.times = TimeKeeper(self.hub, self.dialer, self.door.clients.values, spawn=self.spawn)
         self.mailroom = Mailroom(self.hub, self.dialer, self.door, self.statuses, spawn=self.spawn)
         self.listener = Listener(
             settings.listen.host,
@@ -237,6 +239,7 @@ class Node:
     def _sweep(self, now: float) -> None:
         self.hub.driver.tick(now, self.settings.pool.linger)
         self.hub.sweep(now)
+        self.times.sweep(now)
         self._settle()
         if self.client_tls is not None and now - self._last_look >= CERTIFICATE_LOOK:
             self._last_look = now
@@ -423,6 +426,11 @@ def defaults_of(settings: Settings) -> Defaults:
         queue_wait_timeout=pool.queue_wait_timeout,
         server_idle_timeout=pool.server_idle_timeout,
         server_lifetime=pool.server_lifetime,
+        query_timeout=pool.query_timeout,
+        transaction_timeout=pool.transaction_timeout,
+        idle_transaction_timeout=pool.idle_transaction_timeout,
+        client_idle_timeout=pool.client_idle_timeout,
+        connect_timeout=pool.connect_timeout,
     )
 
 
@@ -430,12 +438,12 @@ def dial_settings(settings: Settings) -> DialSettings:
     """How backends are opened."""
     pool = settings.pool
     return DialSettings(
-        connect_timeout=pool.connect_timeout,
         retry_first=pool.retry_first,
         retry_most=pool.retry_most,
         lifetime_jitter=pool.lifetime_jitter,
         cancel_wait=pool.cancel_wait,
         max_cancels=pool.max_cancels,
+        max_statements=pool.max_prepared_statements,
     )
 
 
@@ -448,6 +456,7 @@ def door_settings(settings: Settings, tls: ClientTls | None) -> DoorSettings:
         node_id=settings.node.id,
         greet=GreetPolicy(tls, listen.startup_max_bytes),
         auth=AuthPolicy(allow_cleartext=listen.allow_cleartext_password, trust=listen.trust),
+        shares_statements=settings.pool.max_prepared_statements > 0,
         proxied=ProxyPolicy(listen.trusted_networks) if listen.proxy_protocol == "require" else None,
     )
 

@@ -136,6 +136,12 @@ class PoolSettings(_Section):
     """How many backends there may be, and how long they live; tenants may have limits of their own."""
 
     pool_size: Count = Field(default=20, description="Backends of one tenant at most.")
+    max_prepared_statements: int = Field(
+        default=200,
+        ge=0,
+        le=100_000,
+        description="Statements prepared in one backend at most for clients that share it; 0 pins their clients instead.",
+    )
     min_pool_size: int = Field(
         default=0, ge=0, description="Backends of an active tenant that are kept open when idle."
     )
@@ -160,6 +166,19 @@ class PoolSettings(_Section):
         ge=0,
         le=1,
         description="Share of server_lifetime by which lifetimes differ, so that not all end at once.",
+    )
+    query_timeout: Seconds = Field(
+        default=0.0, description="Seconds after which a request is cancelled on its server; 0 is never."
+    )
+    transaction_timeout: Seconds = Field(
+        default=0.0, description="Seconds that a transaction may last before its session is ended; 0 is no limit."
+    )
+    idle_transaction_timeout: Seconds = Field(
+        default=0.0,
+        description="Seconds that a client may leave its server waiting within a transaction; 0 is no limit.",
+    )
+    client_idle_timeout: Seconds = Field(
+        default=0.0, description="Seconds that a client may do nothing between transactions; 0 is no limit."
     )
     connect_timeout: Seconds = Field(default=15.0, gt=0, description="Seconds that opening a backend may take.")
     retry_first: Seconds = Field(

@@ -44,11 +44,12 @@ class BackendLink(Stream):
         sock: Any,
         entry: BackendEntry,
         plain: ParameterSet,
+        max_statements: int = 0,
     ) -> None:
         super().__init__(selector, sock)
         self.host: LinkHost = host
         self.entry: BackendEntry = entry
-        self.state: BackState = BackState()
+        self.state: BackState = BackState(max_statements)
         self.client: ClientLink | None = None
         self.held: bytes = b""
         self.plain: ParameterSet = plain
@@ -176,6 +177,7 @@ class BackendLink(Stream):
         self.state.pins = 0
         self.state.to_reset = False
         self.state.unnamed_owner = 0
+        self.state.shelf.clear()
         self.run_own(b"DISCARD ALL")
 
     def run_own(self, statement: bytes) -> None:
@@ -254,6 +256,9 @@ class BackendLink(Stream):
                 client.write(data[pos : pos + count])
                 client.pool.counters.bytes_to_clients += count
             pos += count
+            if state.answer:
+                client.write(state.answer)
+                state.answer = b""
             if pos == len(data) or count == 0 or state.fault:
                 break
             if data[pos] == B_ERROR and self._may_part(client):
@@ -276,10 +281,11 @@ class BackendLink(Stream):
         for sqlstate in state.errors:
             client.pool.counters.count_error(sqlstate.decode("ascii", "replace"))
         state.errors.clear()
-        if state.closed_names:
-            client.front.closed(state)
+        client.front.heard(state)
         if self.switching is not None and not state.swallowing_own:
             self._switched(client)
+        if state.resumes():
+            client.resume()
         if client.front.found != FOUND_NOTHING and not client.finishing and not state.will_answer():
             client.end_as_found()
 

@@ -19,14 +19,14 @@ from proxy.net.link_host import (
     MODE_TRANSACTION,
     TOLD_FAULT,
     TOLD_INTERNAL,
-    TOLD_UNKNOWN_UNNAMED,
     LinkHost,
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, FLAG_OBSOLETE, PoolLedger, Waiter
+from proxy.session.desk import NEED_ERROR, NEED_NOTHING
 from proxy.session.parameters import ParameterSet
-from proxy.session.relay import FOUND_FAULT, FOUND_NOTHING, FOUND_TERMINATE, FrontState
+from proxy.session.relay import FOUND_NOTHING, FOUND_TERMINATE, FrontState
 from proxy.session.replies import PINS_DIRTY
 from proxy.wire.framing import F_TERMINATE
 
@@ -122,7 +122,7 @@ class ClientLink(Stream):
                 if backend is None:
                     data = self._after_refusal()
                     continue
-            if backend.state.swallowing_own:
+            if backend.state.swallowing_own or backend.state.halted:
                 self._hold(data)
                 break
             data = self._forward(backend, data)
@@ -269,7 +269,10 @@ class ClientLink(Stream):
         front = self.front
         state = backend.state
         count = front.scan(data, state)
-        if count == len(data):
+        if front.desk.pieces is not None:
+            backend.write(front.desk.rewritten(data, count))
+            data = data[count:]
+        elif count == len(data):
             backend.write(data)
             data = b""
         elif count:
@@ -281,12 +284,25 @@ class ClientLink(Stream):
         if front.found != FOUND_NOTHING:
             self._found(backend, data)
             return b""
+        if front.desk.need != NEED_NOTHING:
+            return self._attend(backend, data)
         if len(data) != 0:
             self._hold(data)
         if backend.unsent_size > HIGH_WATER:
             self.watch()
         if state.head == len(state.queue):
             backend.try_release()
+        return b""
+
+    def _attend(self, backend: BackendLink, data: bytes) -> bytes:
+        """See to what the message at the beginning of `data` needs of a prepared statement before it can go on."""
+        desk = self.front.desk
+        if desk.need == NEED_ERROR:
+            message = self.host.statement_error(self, desk.why, desk.culprit)
+            backend.write(desk.fail(backend.state, message))
+            return data
+        self._hold(data)
+        backend.write(desk.attend(backend.state))
         return b""
 
     def _found(self, backend: BackendLink, data: bytes) -> None:
@@ -309,14 +325,8 @@ class ClientLink(Stream):
                     backend.write(TERMINATE)
                 return
             self.close("the client disconnected")
-        elif front.found == FOUND_FAULT:
-            self._fault(front.fault)
         else:
-            self.finish(
-                self.host.farewell(self, TOLD_UNKNOWN_UNNAMED, ""),
-                "refused",
-                self.selector.now + FAREWELL_TIME,
-            )
+            self._fault(front.fault)
 
     def _fault(self, text: str) -> None:
         self.finish(

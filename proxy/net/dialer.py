@@ -28,15 +28,16 @@ log = structlog.get_logger(__name__)
 class DialSettings:
     """How backends are opened; times in seconds, the jitter as a share of the lifetime.
 
-    A backend is closed when a cancel request for it takes longer than `cancel_wait`.
+    A backend is closed when a cancel request for it takes longer than `cancel_wait`.  It keeps `max_statements` prepared
+    at most for the clients that share it.
     """
 
-    connect_timeout: float = 15.0
     retry_first: float = 0.2
     retry_most: float = 15.0
     lifetime_jitter: float = 0.1
     cancel_wait: float = 10.0
     max_cancels: int = 32
+    max_statements: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Dialer:
                 target.server,
                 target.database,
                 target.credentials,
-                connect_timeout=self._settings.connect_timeout,
+                connect_timeout=entry.pool.connect_timeout,
                 tls_contexts=self._tls,
                 keys=self._keys,
             )
@@ -138,7 +139,7 @@ class Dialer:
         self._where.pop(entry, None)
 
     def _take(self, entry: BackendEntry, ready: ReadyBackend, target: Target) -> None:
-        link = BackendLink(self._hub, self._hub.selector, ready.sock, entry, self._plain)
+        link = BackendLink(self._hub, self._hub.selector, ready.sock, entry, self._plain, self._settings.max_statements)
         link.pid = ready.pid
         link.state.params = dict(ready.params)
         self._where[entry] = Opened(ready, target.server)
@@ -170,6 +171,8 @@ class Dialer:
             sqlstate=failure.sqlstate,
             retry_in=round(pause, 3),
         )
+        if failure.timed_out:
+            self._hub.count_timeout("connect_timeout")
         now = self._hub.selector.now
         self._hub.driver.open_failed(
             entry, now, now + pause, failure.summary, failure.whole_server, failure.sqlstate or ""

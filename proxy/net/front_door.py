@@ -55,6 +55,7 @@ from proxy.routing.resolver import Resolution, Resolver
 from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterSet, ParameterTable
 from proxy.session.replies import PIN_SESSION
+from proxy.session.statements import StatementTable
 from proxy.wire import ProtocolError
 from proxy.wire.reports import ErrorResponse
 
@@ -76,6 +77,7 @@ class DoorSettings:
     node_id: int
     greet: GreetPolicy
     auth: AuthPolicy
+    shares_statements: bool = False
     proxied: ProxyPolicy | None = None
 
 
@@ -93,10 +95,12 @@ class ClientInfo:
 
 @dataclass(slots=True)
 class Visit:
-    """One login under way: what the log says of it, as far as that is known yet."""
+    """One login under way: what the log says of it, as far as that is known yet, and its time limit in seconds."""
 
     address: str
     started: float
+    limit: float
+    deadline: asyncio.Timeout | None = None
     user: str | None = None
     tenant: str | None = None
 
@@ -138,6 +142,7 @@ class FrontDoor:
         self._flights = SingleFlight()
         self._turnstile = Turnstile()
         self._next_ident = 1
+        self._statements = StatementTable()
         self.clients: dict[int, ClientLink] = {}
         self.refused: dict[str, int] = {}
         self.logins = 0
@@ -147,9 +152,9 @@ class FrontDoor:
     async def welcome(self, sock: socket.socket, peer: PeerAddress) -> None:
         """Take one accepted connection through its login, and leave nothing behind if that fails."""
         io = HandshakeSocket(sock, turnstile=self._turnstile)
-        visit = Visit(f"{peer[0]}:{peer[1]}", self._clock())
+        visit = Visit(f"{peer[0]}:{peer[1]}", self._clock(), self._settings.login_timeout)
         try:
-            async with asyncio.timeout(self._settings.login_timeout):
+            async with asyncio.timeout(visit.limit) as visit.deadline:
                 if self._settings.proxied is not None:
                     peer = await real_address(io, peer, self._settings.proxied)
                     visit.address = f"{peer[0]}:{peer[1]}"
@@ -161,7 +166,8 @@ class FrontDoor:
         except ClientGone as gone:
             log.debug("client left before its login", address=visit.address, reason=str(gone))
         except TimeoutError:
-            await self._refuse(io, visit, Failure(LOGIN_TIMEOUT, seconds=self._settings.login_timeout))
+            self._hub.count_timeout("login_timeout")
+            await self._refuse(io, visit, Failure(LOGIN_TIMEOUT, seconds=visit.limit))
         except Failure as failure:
             await self._refuse(io, visit, failure)
         except ProtocolError as error:
@@ -218,6 +224,7 @@ class FrontDoor:
         final = await authenticate(io, selectors.user, resolution, self._settings.auth, tls=encrypted)
         if resolution.failure is not None:
             raise resolution.failure
+        _keep_to_own_limit(visit, resolution)
         tls = self._settings.greet.tls
         if tls is not None and tls.mode is ClientTlsMode.VERIFY_FULL:
             check_owner(greeting, resolution)
@@ -252,6 +259,9 @@ class FrontDoor:
         link.mode = pool.mode
         if link.mode == MODE_SESSION:
             link.front.pins |= PIN_SESSION
+        elif self._settings.shares_statements:
+            link.front.desk.table = self._statements
+            link.front.desk.meaning = parameters.meaning
         link.info = ClientInfo(resolution.user, visit.address, greeting.tls is not None, visit.started, pid, key)
         self.clients[pid] = link
         self.logins += 1
@@ -369,6 +379,16 @@ def check_owner(greeting: Greeting, resolution: Resolution) -> None:
     slug = "" if resolution.route is None else resolution.route.slug
     if peer is None or peer.common_name not in {user, f"{user}.{slug}"}:
         raise Failure(CERTIFICATE_OF_ANOTHER, user=user)
+
+
+def _keep_to_own_limit(visit: Visit, resolution: Resolution) -> None:
+    """Hold a login to its tenant's own limit: not before its proof, else strangers could tell tenants by the time."""
+    own = resolution.route.limits.login_timeout if resolution.route is not None else None
+    when = visit.deadline.when() if visit.deadline is not None else None
+    if own is None or visit.deadline is None or when is None:
+        return
+    visit.deadline.reschedule(when - visit.limit + own)
+    visit.limit = own
 
 
 def _as_fatal(message: bytes) -> ErrorResponse:

@@ -14,12 +14,14 @@ from typing import Final
 from proxy.errors import (
     BACKEND_LOGIN_FAILED,
     BACKEND_LOST,
+    DUPLICATE_STATEMENT,
     INTERNAL,
     INVALID_OPTIONS,
     NOT_READY,
     POOL_PINNED,
     PROTOCOL_VIOLATION,
     QUEUE_TIMEOUT,
+    RESULT_TYPE_CHANGED,
     SERVER_DOWN,
     STATEMENT_MODE_TRANSACTION,
     SUSPENDED,
@@ -38,13 +40,12 @@ from proxy.net.link_host import (
     TOLD_FAULT,
     TOLD_SETTING_REFUSED,
     TOLD_STATEMENT_MODE,
-    TOLD_UNKNOWN_UNNAMED,
     LinkHost,
 )
 from proxy.net.probe import Probe
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.stream import Stream
-from proxy.pool.allocator import REFUSED_HELD_BACK, REFUSED_QUEUE_FULL, REFUSED_SERVER_DOWN
+from proxy.pool.allocator import REFUSED_HELD_BACK, REFUSED_QUEUE_FULL, REFUSED_SERVER_DOWN, REFUSED_TIMEOUT
 from proxy.pool.ledger import (
     FLAG_DIRTY,
     FLAG_OBSOLETE,
@@ -56,6 +57,7 @@ from proxy.pool.ledger import (
     Waiter,
 )
 from proxy.pool.pool import NEVER, Effects, PoolDriver
+from proxy.session.desk import WHY_CHANGED, WHY_DUPLICATE
 
 MAIL_OPEN: Final = 1
 MAIL_CANCEL: Final = 2
@@ -65,6 +67,18 @@ MAIL_PROBED: Final = 5
 MAIL_ERROR: Final = 6
 MAIL_STATUS_CHANGED: Final = 7
 MAIL_CLOSED: Final = 8
+
+
+TIMEOUTS: Final = (
+    "query_timeout",
+    "transaction_timeout",
+    "idle_transaction_timeout",
+    "client_idle_timeout",
+    "queue_wait_timeout",
+    "login_timeout",
+    "connect_timeout",
+)
+"""The time limits that are counted, by the names of their settings."""
 
 
 class Mail:
@@ -84,11 +98,16 @@ class Hub(Effects, LinkHost):
         self.node = node
         self.driver = PoolDriver(node, self, foreign_wait)
         self.internal_errors = 0
+        self.timeouts: dict[str, int] = dict.fromkeys(TIMEOUTS, 0)
         self.finishing: dict[ClientLink, None] = {}
 
     def post(self, kind: int, subject: object, text: str = "") -> None:
         """Leave something for the coroutine side."""
         self.selector.mailbox.append(Mail(kind, subject, text))
+
+    def count_timeout(self, limit: str) -> None:
+        """Count that a time limit was over for somebody; `limit` is one of `TIMEOUTS`."""
+        self.timeouts[limit] += 1
 
     # What the driver asks.
 
@@ -133,6 +152,8 @@ class Hub(Effects, LinkHost):
     def refuse(self, waiter: Waiter, reason: int) -> None:
         """See `Effects`."""
         failure = self.refusal(waiter, reason)
+        if reason == REFUSED_TIMEOUT:
+            self.count_timeout("queue_wait_timeout")
         waiter.pool.counters.count_error(failure.sqlstate)
         owner = waiter.owner
         if isinstance(owner, ClientLink):
@@ -245,12 +266,21 @@ class Hub(Effects, LinkHost):
             failure = Failure(PROTOCOL_VIOLATION, reason=text)
         elif why == TOLD_STATEMENT_MODE:
             failure = Failure(STATEMENT_MODE_TRANSACTION, tenant=slug)
-        elif why == TOLD_UNKNOWN_UNNAMED:
-            failure = Failure(UNNAMED_STATEMENT_GONE)
         elif why == TOLD_SETTING_REFUSED:
             failure = Failure(INVALID_OPTIONS, reason=text)
         else:
             failure = Failure(INTERNAL)
+        client.pool.counters.count_error(failure.sqlstate)
+        return error_response(failure)
+
+    def statement_error(self, client: ClientLink, why: int, name: bytes) -> bytes:
+        """See `LinkHost`."""
+        if why == WHY_DUPLICATE:
+            failure = Failure(DUPLICATE_STATEMENT, name=name.decode("utf-8", "replace"))
+        elif why == WHY_CHANGED:
+            failure = Failure(RESULT_TYPE_CHANGED)
+        else:
+            failure = Failure(UNNAMED_STATEMENT_GONE)
         client.pool.counters.count_error(failure.sqlstate)
         return error_response(failure)
 

@@ -24,8 +24,7 @@ TOLD_BACKEND_LOST: Final = 1
 TOLD_FAULT: Final = 2
 TOLD_INTERNAL: Final = 3
 TOLD_STATEMENT_MODE: Final = 4
-TOLD_UNKNOWN_UNNAMED: Final = 5
-TOLD_SETTING_REFUSED: Final = 6
+TOLD_SETTING_REFUSED: Final = 5
 
 MODE_TRANSACTION: Final = 0
 MODE_SESSION: Final = 1
@@ -75,6 +74,10 @@ class LinkHost:
     @abstractmethod
     def farewell(self, client: ClientLink, why: int, text: str) -> bytes:
         """The ErrorResponse with which a session ends."""
+
+    @abstractmethod
+    def statement_error(self, client: ClientLink, why: int, name: bytes) -> bytes:
+        """The ErrorResponse for the use of a prepared statement; `why` is a `WHY_` of the session room's `desk`."""
 
     @abstractmethod
     def internal_error(self, link: Stream, error: BaseException) -> None:

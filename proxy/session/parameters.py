@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 MAX_PARAMETERS = 64
 """Most settings one client may ask for at startup."""
+
+
+_NEVER_IN_A_MEANING: Final = frozenset(
+    (
+        b"application_name",
+        b"client_min_messages",
+        b"extra_float_digits",
+        b"idle_in_transaction_session_timeout",
+        b"idle_session_timeout",
+        b"jit",
+        b"lock_timeout",
+        b"statement_timeout",
+        b"transaction_timeout",
+        b"work_mem",
+    )
+)
 
 
 class ParameterSet:
     """The settings of one kind of client: (name, value) pairs as bytes, names unique whatever their case.
 
     Sets are interned by `ParameterTable`, so that two clients with the same settings share one object and the relay
-    compares by identity.
+    compares by identity.  `meaning` has what of them may change what the text of a statement means when PostgreSQL reads
+    it: equal for two sets under which the same text is the same prepared statement.
     """
 
-    __slots__ = ("pairs", "values")
+    __slots__ = ("meaning", "pairs", "values")
 
     def __init__(self, pairs: tuple[tuple[bytes, bytes], ...]) -> None:
         self.pairs = pairs
         self.values = {name.lower(): (name, value) for name, value in pairs}
+        self.meaning = b"\0".join(
+            part for name, (_, value) in self.values.items() if _changes_meaning(name) for part in (name, value)
+        )
 
     def __repr__(self) -> str:
         return f"ParameterSet({', '.join(name.decode('utf-8', 'replace') for name, _ in self.pairs)})"
+
+
+def _changes_meaning(name: bytes) -> bool:
+    """Say whether a setting (lower case) may; those of extensions and applications, with a dot, are read when run."""
+    return b"." not in name and name not in _NEVER_IN_A_MEANING
 
 
 def parameter_pairs(

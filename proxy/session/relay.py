@@ -13,6 +13,7 @@ from typing import Final
 
 from mypy_extensions import i64
 
+from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, VERBATIM, Desk
 from proxy.session.markers import session_markers
 from proxy.session.replies import (
     HOLD_LIMIT,
@@ -63,7 +64,6 @@ TAIL_SIZE: Final = 24
 FOUND_NOTHING: Final = 0
 FOUND_TERMINATE: Final = 1
 FOUND_FAULT: Final = 2
-FOUND_UNKNOWN_UNNAMED: Final = 3
 
 _REUSED: Final = b"\0"
 """Stands in `closing_names` for a name that has been parsed again; no statement can be called that."""
@@ -117,6 +117,7 @@ class FrontState:
         self.fault: str = ""
         self.tail: bytes = b""
         self.pins: i64 = 0
+        self.desk: Desk = Desk(ident, None)
         self.names: set[bytes] | None = None
         self.batch_parsed: bool = False
         self.batch_bound: bool = False
@@ -200,7 +201,8 @@ class FrontState:
         """Judge `data`, note in `back` what it will owe, and return how many bytes to forward to the backend.
 
         Sets `found` when the scan ended at a Terminate (which is not counted in), at a fault (`fault` says which), or
-        at the use of an unnamed statement that this client has not parsed on this backend.
+        before a message that has to wait (`Desk.need`, which the caller attends to).  When `Desk.pieces` is set, what
+        to forward is `Desk.rewritten`.
         """
         pos: i64 = 0
         end: i64 = len(data)
@@ -230,7 +232,7 @@ class FrontState:
                     break
                 pos = after
                 continue
-            if after > end and end - pos < HOLD_LIMIT:
+            if after > end and end - pos < self._enough(kind, size, data, pos):
                 if data[pos] not in KNOWN_TYPES:
                     self.found = FOUND_FAULT
                     self.fault = UNKNOWN_TYPE
@@ -239,7 +241,11 @@ class FrontState:
                 texts = True
                 if back.copy_in:
                     self._inside_copy(back)
-                back.owe(OWE_QUERY)
+                verdict = self.desk.query(data, pos, after, back)
+                if verdict == STOP:
+                    break
+                if verdict != TAKEN:
+                    back.owe(OWE_QUERY)
             elif kind == F_TERMINATE:
                 self.found = FOUND_TERMINATE
                 break
@@ -263,6 +269,7 @@ class FrontState:
         """Note one message that is not Query; False when the scan must end before it."""
         if kind == F_SYNC:
             self._batch_ends()
+            self.desk.batch += 1
             back.forwarded_sync()
             return True
         if kind == F_FLUSH:
@@ -275,50 +282,100 @@ class FrontState:
         if kind == F_FUNCTION:
             back.owe(OWE_FUNCTION)
             return True
+        verdict = TAKEN
         if kind == F_PARSE:
-            if end > pos + 5 and data[pos + 5] != 0:
-                self._named(data, pos + 5, end, back)
-            elif not back.skipping:
-                self.batch_parsed = True
-                self.batch_bound = False
-                back.unnamed_owner = self.ident
-            back.open_batch = True
-            back.owe(OWE_PARSE)
-            return True
-        if kind == F_BIND:
-            if not self._bind(data, pos, end, back):
-                return False
-            back.owe(OWE_BIND)
+            verdict = self._parse(data, pos, end, back)
+        elif kind == F_BIND:
+            verdict = self._bind(data, pos, end, back)
         elif kind == F_DESCRIBE:
-            if end - pos == 7 and data[pos + 5] == _S and back.unnamed_owner != self.ident and not back.skipping:
-                self.found = FOUND_UNKNOWN_UNNAMED
-                return False
-            back.owe(OWE_DESCRIBE)
+            verdict = self._describe(data, pos, end, back)
         elif kind == F_EXECUTE:
             back.owe(OWE_EXECUTE)
         elif kind == F_CLOSE:
-            self._close(data, pos, end, back)
+            verdict = self._close(data, pos, end, back)
         else:
             self.found = FOUND_FAULT
             self.fault = UNKNOWN_TYPE
             return False
+        if verdict == STOP:
+            return False
         back.open_batch = True
         return True
 
-    def _bind(self, data: bytes, pos: i64, end: i64, back: BackState) -> bool:
-        """Refuse a Bind to an unnamed statement which another client left in this backend."""
+    def _enough(self, kind: i64, size: i64, data: bytes, pos: i64) -> i64:
+        """How many bytes of a message are enough to judge it before it has come whole."""
+        if (
+            kind == F_PARSE
+            and size < STATEMENT_MOST
+            and self.desk.table is not None
+            and data[pos + 5 : pos + 6] != b"\0"
+        ):
+            return STATEMENT_MOST + 1
+        return HOLD_LIMIT
+
+    def _parse(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
+        after: i64 = pos + 1 + frame_size(data, pos)
+        if end > pos + 5 and data[pos + 5] != 0:
+            verdict = self.desk.parse(data, pos, after, back)
+            if verdict == VERBATIM:
+                self._named(data, pos + 5, end, back)
+        else:
+            verdict = self.desk.parse_unnamed(data, pos, after, back)
+            if verdict == STOP:
+                return STOP
+            if not back.skipping:
+                self.batch_parsed = True
+                self.batch_bound = False
+                back.unnamed_owner = self.ident
+        if verdict == VERBATIM or verdict == PASSED:
+            back.owe(OWE_PARSE)
+        return verdict
+
+    def _bind(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
         after_portal: i64 = data.find(b"\0", pos + 5, end) + 1
         if (after_portal == 0 or after_portal >= end) and end - pos >= HOLD_LIMIT:
+            return self._too_long()
+        if after_portal == 0 or after_portal >= end or back.skipping:
+            verdict = VERBATIM
+        elif data[after_portal] != 0:
+            verdict = self.desk.bind(data, pos, end, after_portal, back)
+        else:
+            verdict = self._uses_unnamed(back)
+            if verdict == VERBATIM:
+                self.batch_bound = True
+        if verdict == VERBATIM or verdict == PASSED:
+            back.owe(OWE_BIND)
+        return verdict
+
+    def _describe(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
+        verdict = VERBATIM
+        if data[pos + 5 : pos + 6] == b"S" and not back.skipping:
+            if end - pos == 7:
+                verdict = self._uses_unnamed(back)
+            elif end == pos + 1 + frame_size(data, pos):
+                verdict = self.desk.describe(data, pos, end, back)
+        if verdict == VERBATIM or verdict == PASSED:
+            back.owe(OWE_DESCRIBE)
+        return verdict
+
+    def _uses_unnamed(self, back: BackState) -> int:
+        """Refuse the unnamed statement which another client left in this backend."""
+        if back.unnamed_owner == self.ident:
+            return VERBATIM
+        if back.doubt:
             self.found = FOUND_FAULT
-            self.fault = "a name that is too long"
-            return False
-        if after_portal == 0 or after_portal >= end or data[after_portal] != 0 or back.skipping:
-            return True
-        if back.unnamed_owner != self.ident:
-            self.found = FOUND_UNKNOWN_UNNAMED
-            return False
-        self.batch_bound = True
-        return True
+            self.fault = "the unnamed statement after a copy"
+            return STOP
+        if self.desk.passing:
+            self.desk.passing = False
+            return PASSED
+        self.desk.lacks_unnamed(back)
+        return STOP
+
+    def _too_long(self) -> int:
+        self.found = FOUND_FAULT
+        self.fault = "a name that is too long"
+        return STOP
 
     def _batch_ends(self) -> None:
         """Keep the backend of a client that has parsed an unnamed statement and has yet to bind it."""
@@ -344,18 +401,36 @@ class FrontState:
                 # The CloseComplete still to come is not the end of the statement that has the name now.
                 back.closing_names = [_REUSED if closing == name else closing for closing in back.closing_names]
 
-    def _close(self, data: bytes, pos: i64, end: i64, back: BackState) -> None:
+    def _close(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
         # Only statements matter: portals end with the transaction.
-        remembered: bool = self.names is not None and not back.skipping and not back.doubt
-        if remembered and end > pos + 5 and data[pos + 5] == _S:
-            stop: i64 = data.find(b"\0", pos + 6, end)
-            if stop > pos + 6:
-                back.closing_names.append(data[pos + 6 : stop])
-                back.owe(OWE_CLOSE_STATEMENT)
-                return
-        back.owe(OWE_CLOSE)
+        verdict = VERBATIM
+        if end > pos + 6 and data[pos + 5] == _S and end == pos + 1 + frame_size(data, pos):
+            verdict = self.desk.close(data, pos, end, back)
+            remembered: bool = self.names is not None and not back.skipping and not back.doubt
+            if verdict == VERBATIM and remembered:
+                stop: i64 = data.find(b"\0", pos + 6, end)
+                if stop > pos + 6:
+                    back.closing_names.append(data[pos + 6 : stop])
+                    back.owe(OWE_CLOSE_STATEMENT)
+                    return verdict
+        if verdict == VERBATIM or verdict == PASSED:
+            back.owe(OWE_CLOSE)
+        return verdict
 
-    def closed(self, back: BackState) -> None:
+    def heard(self, back: BackState) -> None:
+        """Take note of what the replies have told of statements since this was called last."""
+        if back.closed_names:
+            self._closed(back)
+        if back.cleared:
+            back.cleared = False
+            self.desk.forget()
+            self.names = None
+            self.pins &= ~PIN_STATEMENT
+        if back.unnamed_lost:
+            back.unnamed_lost = False
+            self.desk.unnamed = b""
+
+    def _closed(self, back: BackState) -> None:
         """Take note of the statements whose CloseComplete has come, and unpin after the last."""
         names = self.names
         if names is not None:

@@ -14,6 +14,7 @@ from typing import Final
 
 from mypy_extensions import i64
 
+from proxy.session.statements import NOTE_CLOSE_NAME, NOTE_FAIL, Copy, Note, Shelf, shape_of
 from proxy.wire.framing import (
     B_AUTHENTICATION,
     B_BACKEND_KEY_DATA,
@@ -66,6 +67,15 @@ COPY_END: Final = 10
 """Not a debt: the place in the queue where CopyDone or CopyFail was forwarded before CopyInResponse was seen."""
 SWALLOW: Final = 64
 """Added to a debt whose replies are for the proxy and not for the client."""
+NOTED: Final = 128
+"""Added to a debt whose reply says something of a named statement: the first of `Shelf.notes` is its."""
+MAX_SHAPE: Final = 1 << 20
+"""The longest description of a statement, in bytes, that is read for the proxy itself."""
+
+# Why a client's messages are held back although it has a backend.
+HALT_NOT: Final = 0
+HALT_QUIET: Final = 1
+HALT_INJECTED: Final = 2
 
 # Why a client keeps its backend beyond the transaction.
 PIN_SET: Final = 1
@@ -97,9 +107,17 @@ _T: Final = 0x54
 class BackState:
     """A backend's side of the conversation: what it owes, and in which state that leaves it."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = 0) -> None:
         self.queue: list[int] = []
         self.head: i64 = 0
+        self.shelf: Shelf = Shelf(limit)
+        self.own: i64 = 0
+        self.halted: int = HALT_NOT
+        self.resumed: bool = False
+        self.cleared: bool = False
+        self.unnamed_lost: bool = False
+        self.answer: bytes = b""
+        self.description: bytes = b""
         self.closing_names: list[bytes] = []
         self.skipping: bool = False
         self.copy_in: bool = False
@@ -116,6 +134,7 @@ class BackState:
         self.remarks: bool = False
         self.fatal: bool = False
         self.readies: i64 = 0
+        self.idles: i64 = 0
         self.swallowed_error: bytes = b""
         self.pins: i64 = 0
         self.to_reset: bool = False
@@ -149,6 +168,30 @@ class BackState:
         self.queue.append(OWE_QUERY | SWALLOW)
         self.swallowed_error = b""
         self.swallowing_own = True
+
+    def owe_own(self, debt: int, note: Note) -> None:
+        """Note a message of the proxy's own about a statement, whose reply is swallowed unless it is an error."""
+        self.queue.append(debt | SWALLOW | NOTED)
+        self.shelf.notes.append(note)
+        self.own += 1
+
+    def owe_noted(self, debt: int, note: Note) -> None:
+        """Note a forwarded message whose reply says what becomes of a client's name."""
+        self.queue.append(debt | NOTED)
+        self.shelf.notes.append(note)
+
+    def quiet(self) -> bool:
+        """Say whether all replies are in that come without a Sync, or none can be told any more."""
+        return self.head == len(self.queue) or self.copy_in or self.doubt
+
+    def resumes(self) -> bool:
+        """Say once that what the client's messages were held back for (`halted`) is over."""
+        if self.halted == HALT_QUIET and self.quiet():
+            self.halted = HALT_NOT
+            self.resumed = True
+        resumed = self.resumed
+        self.resumed = False
+        return resumed
 
     def owe(self, debt: int) -> None:
         """Note that a message was forwarded which owes `debt`; nothing is owed while the server skips to Sync."""
@@ -189,6 +232,8 @@ class BackState:
                 return end - start
             pos += self.left
             self.left = 0
+            if self.own and self.swallowing != self._next_is_own():
+                return pos - start
         owed: bool = self.head < len(self.queue)
         self.swallowing = owed and (self.queue[self.head] & SWALLOW) != 0
         while pos + 5 <= end:
@@ -211,6 +256,10 @@ class BackState:
             if after > end and not self._may_stream(kind, size, end - pos):
                 break
             was_swallowing: bool = self.swallowing
+            if self.own and kind == B_ERROR and was_swallowing and self._error_is_told():
+                if pos > start:
+                    break
+                self.swallowing = was_swallowing = False
             self._account(kind, data, pos, min(end, after))
             if len(self.fault) != 0:
                 break
@@ -230,13 +279,32 @@ class BackState:
                 if not owed and pos < end and data[pos] == B_ERROR:
                     # The farewell of a server that closes: nobody's, if this backend may be released first.
                     break
+            elif (self.own or kind == B_ERROR) and was_swallowing != self._next_is_own():
+                break
         return pos - start
+
+    def _next_is_own(self) -> bool:
+        return self.head < len(self.queue) and (self.queue[self.head] & SWALLOW) != 0
+
+    def _error_is_told(self) -> bool:
+        """Say whether an error in answer to a message of the proxy's own concerns the client.
+
+        It does when the message was part of the client's own batch, unless the proxy has provoked it to tell something
+        else in its place.
+        """
+        if self.queue[self.head] & 63 == OWE_QUERY:
+            return False
+        return self.shelf.notes[0].kind != NOTE_FAIL
 
     def _may_stream(self, kind: i64, size: i64, available: i64) -> bool:
         """Say whether a frame that has not come whole may be judged by its beginning."""
         if size > MAX_SHORT_FRAME and kind in SHORT_TYPES:
             self.fault = "an oversized frame"
         if kind == B_READY or kind == B_PARAMETER_STATUS:
+            return False
+        if self.own and self.swallowing:
+            if size > MAX_SHAPE:
+                self.fault = "an oversized frame"
             return False
         return available >= HOLD_LIMIT
 
@@ -250,6 +318,8 @@ class BackState:
         elif kind == B_ROW_DESCRIPTION or kind == B_NO_DATA:
             debt = self._first()
             if debt == OWE_DESCRIBE:
+                if self.swallowing:
+                    self.description = shape_of(self.description, data[pos:end])
                 self._pop()
             elif debt != OWE_QUERY and debt != OWE_EXECUTE:
                 self.fault = "a row description that nobody asked for"
@@ -280,6 +350,8 @@ class BackState:
             self.doubt = True
         elif kind == B_NOTICE or kind == B_NOTIFICATION:
             pass
+        elif kind == B_PARAMETER_DESCRIPTION and self.swallowing:
+            self.description = data[pos + 5 : end]
         elif kind == B_PARAMETER_DESCRIPTION or kind == B_COPY_OUT or kind == B_COPY_DONE or kind == B_FUNCTION_RESULT:
             if self.head == len(self.queue):
                 self.fault = "a reply that nobody asked for"
@@ -293,6 +365,8 @@ class BackState:
         if kind == B_READY:
             if end - pos == 6:
                 self.status = data[pos + 5]
+                if self.status == STATUS_IDLE:
+                    self.idles += 1
             self.readies += 1
             self.queries += 1
         elif kind == B_PARAMETER_STATUS:
@@ -306,15 +380,31 @@ class BackState:
         return 0
 
     def _pop(self) -> None:
+        if self.queue[self.head] >= SWALLOW:
+            self._settle_own(self.queue[self.head])
         self.head += 1
         while self.head < len(self.queue) and self.queue[self.head] == COPY_END:
             self.head += 1
         if self.head == len(self.queue):
             self.queue.clear()
             self.head = 0
+            if self.halted:
+                self.remarks = True
         elif self.head >= 4096:
             del self.queue[: self.head]
             self.head = 0
+
+    def _settle_own(self, entry: int) -> None:
+        """Take note of the reply to a message that the proxy has sent or looked into."""
+        if entry & SWALLOW and entry & 63 != OWE_QUERY:
+            self.own -= 1
+        if entry & NOTED and self.shelf.settle(self.description):
+            self._end_injection()
+
+    def _end_injection(self) -> None:
+        self.halted = HALT_NOT
+        self.resumed = True
+        self.remarks = True
 
     def _settle(self, debt: int) -> None:
         if self._first() == debt:
@@ -331,6 +421,8 @@ class BackState:
         if self.status != STATUS_IDLE and self.status != STATUS_TRANSACTION and self.status != STATUS_FAILED:
             self.fault = "ReadyForQuery with an unknown status"
             return
+        if self.status == STATUS_IDLE:
+            self.idles += 1
         self.copy_in = False
         self.sync_dropped = False
         self.readies += 1
@@ -362,18 +454,28 @@ class BackState:
                 return
         elif first != _R and first != _L and first != _P and first != _D:
             return
-        pins = _pins_of_tag(data[pos + 5 : end - 1])
+        tag = data[pos + 5 : end - 1]
+        if tag == b"DEALLOCATE ALL" or tag == b"DISCARD ALL":
+            self.shelf.clear()
+            self.cleared = True
+            self.remarks = True
+        pins = _pins_of_tag(tag)
         if pins == TO_RESET:
             self.to_reset = True
         else:
             self.pins |= pins
 
     def _error(self, data: bytes, pos: i64, end: i64) -> None:
-        if self.swallowing:
+        debt = self._first()
+        noted = self.head < len(self.queue) and self.queue[self.head] & NOTED != 0
+        if noted and self.shelf.notes[0].kind == NOTE_FAIL:
+            self.answer = self.shelf.notes[0].name
+        elif self.swallowing:
             self.swallowed_error = data[pos:end]
         else:
             self._note_error(data, pos, end)
-        debt = self._first()
+        if noted and debt == OWE_QUERY:
+            self.shelf.undo_one(self.shelf.notes[0])
         if self.sync_dropped and (debt == OWE_EXECUTE or debt == OWE_QUERY):
             # Whether the server took that Sync as part of the copy or answers it (in extended mode: as the end of
             # the skipping) depends on which came first inside it, and nothing on the wire tells.
@@ -396,18 +498,27 @@ class BackState:
         """Forget what the server skips after an error in extended mode: all up to the next Sync."""
         failed = self.head
         parse_skipped = False
+        notes = 0
         while self.head < len(self.queue):
-            debt = self.queue[self.head] & 63
+            entry = self.queue[self.head]
+            debt = entry & 63
             if debt == OWE_SYNC:
                 break
+            if entry & NOTED:
+                notes += 1
+            if entry & SWALLOW and debt != OWE_QUERY:
+                self.own -= 1
             if debt == OWE_CLOSE_STATEMENT:
                 self.closing_names.pop(0)
-            elif debt == OWE_PARSE and self.head > failed:
+            elif entry == OWE_PARSE and self.head > failed:
                 parse_skipped = True
             self.head += 1
+        if notes and self.shelf.undo(notes):
+            self._end_injection()
         if parse_skipped and OWE_PARSE not in self.queue[self.head :]:
             # The unnamed statement may still be that of another client.
             self.unnamed_owner = 0
+            self.unnamed_lost = True
         if self.head < len(self.queue):
             return
         self.queue.clear()

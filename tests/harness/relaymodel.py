@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from harness.fakeserver import command_complete, data_row, error_response, parameter_status, ready, row_description
 from harness.rawclient import cstring, frame
+from proxy.session.desk import NEED_ERROR, NEED_NOTHING
 from proxy.session.relay import FOUND_NOTHING, FrontState
 from proxy.session.replies import BackState
 
@@ -265,17 +266,26 @@ class RelayPair:
         self.to_server = bytearray()
         self.to_client = bytearray()
         self.swallowed = bytearray()
+        self.refusals: list[int] = []
         self.held_from_client = b""
         self.held_from_server = b""
 
     def client(self, *messages: bytes) -> None:
         """Bytes come from the client."""
-        data = self.held_from_client + b"".join(messages)
-        if self.front.found != FOUND_NOTHING:
-            return
-        count = self.front.scan(data, self.back)
-        self.to_server += data[:count]
-        self.held_from_client = data[count:]
+        self.held_from_client += b"".join(messages)
+        desk = self.front.desk
+        while self.front.found == FOUND_NOTHING and not self.back.halted:
+            data = self.held_from_client
+            count = self.front.scan(data, self.back)
+            self.to_server += data[:count] if desk.pieces is None else desk.rewritten(data, count)
+            self.held_from_client = data[count:]
+            if desk.need == NEED_NOTHING:
+                return
+            if desk.need == NEED_ERROR:
+                self.refusals.append(desk.why)
+                self.to_server += desk.fail(self.back, b"<%d %s>" % (desk.why, desk.culprit))
+            else:
+                self.to_server += desk.attend(self.back)
 
     def server(self, *messages: bytes) -> None:
         """Bytes come from the server."""
@@ -284,12 +294,15 @@ class RelayPair:
         while pos < len(data) and not self.back.fault:
             count = self.back.scan(data, pos)
             (self.swallowed if self.back.swallowing else self.to_client).extend(data[pos : pos + count])
+            self.to_client += self.back.answer
+            self.back.answer = b""
             if count == 0:
                 break
             pos += count
         self.held_from_server = data[pos:]
-        if self.back.closed_names:
-            self.front.closed(self.back)
+        self.front.heard(self.back)
+        if self.back.resumes():
+            self.client()
 
     def releasable(self) -> bool:
         """Say whether the links would give the backend back, pins aside."""

@@ -15,7 +15,8 @@ from harness.fakeserver import (
 from harness.rawclient import bind, close, describe, execute, flush, frame, parse, query, sync, terminate
 from harness.relaymodel import NOTICE, NOTIFICATION, RelayPair, copy_data, copy_done, copy_fail, function_call
 
-from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE, FOUND_UNKNOWN_UNNAMED, MAX_NAMED, FrontState
+from proxy.session.desk import WHY_UNNAMED
+from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE, MAX_NAMED, FrontState
 from proxy.session.replies import (
     MAX_ERRORS,
     PIN_ADVISORY,
@@ -623,8 +624,8 @@ def test_unnamed_statement_of_another_client_is_out_of_reach(message: bytes) -> 
     first.server(BATCH_ANSWER)
     second = RelayPair(2, first.back)
     second.client(message, sync())
-    assert second.front.found == FOUND_UNKNOWN_UNNAMED
-    assert second.to_server == b""
+    assert second.refusals == [WHY_UNNAMED]
+    assert message not in second.to_server[: len(message)]
 
 
 def owned_by_another() -> RelayPair:
@@ -641,7 +642,7 @@ def test_parse_that_the_server_skipped_gives_no_right_to_the_unnamed_statement()
     pair.client(parse("mine"), bind(), execute(), sync())
     pair.server(ready())
     pair.client(bind(), sync())
-    assert pair.front.found == FOUND_UNKNOWN_UNNAMED
+    assert pair.refusals == [WHY_UNNAMED]
 
 
 def test_parse_behind_an_error_gives_no_right_to_the_unnamed_statement() -> None:
@@ -649,7 +650,7 @@ def test_parse_behind_an_error_gives_no_right_to_the_unnamed_statement() -> None
     pair.client(execute("none"), parse("mine"), bind(), execute(), sync())
     pair.server(ERROR, ready())
     pair.client(bind(), sync())
-    assert pair.front.found == FOUND_UNKNOWN_UNNAMED
+    assert pair.refusals == [WHY_UNNAMED]
 
 
 def test_parse_of_a_later_batch_keeps_its_right_when_an_earlier_batch_fails() -> None:

@@ -1,0 +1,409 @@
+"""Where a client's messages about its named statements are rewritten for the backend that it is linked to.
+
+A `Desk` belongs to a client in transaction or statement mode.  `FrontState` brings it each message with a name in it
+and is told to forward that as it is, that the desk has taken care of it (`pieces` then has what to send in its place), or
+to stop before it because something has to happen first (`need`).
+
+Nothing of the proxy's own is sent behind a command whose reply is still to come: it might be a COPY, in which the
+server would take it for an error of the client's.  And a name is not looked up while replies of an earlier batch may
+still change what it means.  In both cases the replies are waited for (`NEED_QUIET`).
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mypy_extensions import i64
+
+from proxy.session.replies import (
+    HALT_INJECTED,
+    HALT_QUIET,
+    OWE_BIND,
+    OWE_CLOSE,
+    OWE_DESCRIBE,
+    OWE_EXECUTE,
+    OWE_FUNCTION,
+    OWE_PARSE,
+    OWE_QUERY,
+    BackState,
+)
+from proxy.session.statements import (
+    ALL_STATEMENTS,
+    FLUSH,
+    NO_STATEMENT,
+    NOTE_CLOSE_COPY,
+    NOTE_CLOSE_NAME,
+    NOTE_DESCRIBE,
+    NOTE_FAIL,
+    NOTE_INJECTED,
+    NOTE_PARSE,
+    NOTE_UNNAMED,
+    SPARE_STATEMENT,
+    Book,
+    Copy,
+    Named,
+    Note,
+    Statement,
+    StatementTable,
+    close_message,
+    deallocated,
+    describe_message,
+    parse_message,
+)
+from proxy.wire.framing import frame_size
+
+STATEMENT_MOST: Final = 65_536
+"""The longest Parse message, in bytes, whose statement can follow its client."""
+UNNAMED_MOST: Final = 8192
+"""The longest Parse of the unnamed statement, in bytes, that is kept for a backend which does not have it."""
+NAME_MOST: Final = 256
+
+# What is to become of a message.
+VERBATIM: Final = 0
+"""Forward it, and judge it as if there were no desk."""
+PASSED: Final = 1
+"""Forward it, and expect nothing of it: the server skips it."""
+TAKEN: Final = 2
+"""Forward what `pieces` has instead; what that owes is noted."""
+STOP: Final = 3
+"""Something has to happen before it: `need`."""
+
+# What has to happen before the message that the scan stopped at.
+NEED_NOTHING: Final = 0
+NEED_QUIET: Final = 1
+NEED_COPY: Final = 2
+NEED_UNNAMED: Final = 3
+NEED_ERROR: Final = 4
+
+# Why a client is told an error in place of an answer.
+WHY_DUPLICATE: Final = 1
+WHY_CHANGED: Final = 2
+WHY_UNNAMED: Final = 3
+
+
+class Desk:
+    """The named statements of one client, and its unnamed one.
+
+    Without a `table` named statements are none of its business: a client that has some keeps its backend.  `meaning` is
+    that of the client's present settings (`ParameterSet.meaning`).
+    """
+
+    def __init__(self, ident: i64, table: StatementTable | None = None, meaning: bytes = b"") -> None:
+        self.ident: i64 = ident
+        self.table: StatementTable | None = table
+        self.meaning: bytes = meaning
+        self.book: Book | None = None
+        self.batch: i64 = 0
+        self.pieces: list[bytes] | None = None
+        self.copied: i64 = 0
+        self.need: int = NEED_NOTHING
+        self.needed: Named | None = None
+        self.why: int = 0
+        self.culprit: bytes = b""
+        self.passing: bool = False
+        self.unnamed: bytes = b""
+
+    # What the scan asks, message by message.
+
+    def parse(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
+        """Take a Parse of a named statement, which has come whole unless it is too long to be remembered."""
+        if self._passes(back):
+            return PASSED
+        table = self.table
+        if table is None or after > len(data) or after - pos > STATEMENT_MOST:
+            return VERBATIM
+        stop: i64 = data.find(b"\0", pos + 5, after)
+        if stop < 0 or stop - pos > NAME_MOST:
+            return VERBATIM
+        name = data[pos + 5 : stop]
+        body = data[stop + 1 : after]
+        book = self.book
+        if book is None:
+            book = Book()
+            self.book = book
+        if self._unsettled(book, back) or _commands_outstanding(back):
+            return self._stop(NEED_QUIET)
+        if name in book.names:
+            return self._refuse(WHY_DUPLICATE, name, back)
+        if not book.has_room_for(name, body):
+            return VERBATIM
+        if _may_deallocate(body, 0) and deallocated(_text_of(body, 0)) == ALL_STATEMENTS:
+            book.unsure = True
+        statement = table.intern(body, self.meaning)
+        before = self._make_copy(statement, back)
+        copy = back.shelf.copies[statement.ident]
+        named = Named(statement, copy)
+        book.add(name, named)
+        back.owe_noted(OWE_PARSE, Note(NOTE_PARSE, copy, book, name, named))
+        back.owe_own(OWE_DESCRIBE, Note(NOTE_DESCRIBE, copy, None, b"", named))
+        book.noted = self.batch
+        self._take(data, pos, after, before + parse_message(statement.name, body) + describe_message(statement.name))
+        return TAKEN
+
+    def parse_unnamed(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
+        """Take a Parse of the unnamed statement, and remember it for a backend that does not have it."""
+        if self._passes(back):
+            return PASSED
+        size: i64 = after - pos
+        if after > len(data) or size > UNNAMED_MOST:
+            self.unnamed = b""
+            return VERBATIM
+        self.unnamed = data if size == len(data) else data[pos:after]
+        book = self.book
+        if book is None or not _may_deallocate(data, pos + 6):
+            return VERBATIM
+        name = deallocated(_text_of(data, pos + 6))
+        verdict = self._deallocates(book, name, back)
+        if verdict == TAKEN:
+            back.owe_noted(OWE_PARSE, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
+            back.unnamed_owner = self.ident
+            types = data[data.find(b"\0", pos + 6, after) + 1 : after]
+            body = b"DEALLOCATE " + SPARE_STATEMENT + b"\0" + types
+            self._take(data, pos, after, _SPARE + parse_message(b"", body))
+        return verdict
+
+    def query(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
+        """Take a Query: one that deallocates is rewritten, and every one ends the unnamed statement."""
+        if self._passes(back):
+            return PASSED
+        self.unnamed = b""
+        self.batch += 1
+        book = self.book
+        if book is None or after > len(data) or not _may_deallocate(data, pos + 5):
+            return VERBATIM
+        name = deallocated(_text_of(data, pos + 5))
+        verdict = self._deallocates(book, name, back)
+        if verdict == TAKEN:
+            back.owe_noted(OWE_QUERY, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
+            text = b"DEALLOCATE " + SPARE_STATEMENT + b"\0"
+            self._take(data, pos, after, _SPARE + b"Q" + (len(text) + 4).to_bytes(4, "big") + text)
+        return verdict
+
+    def bind(self, data: bytes, pos: i64, end: i64, name_at: i64, back: BackState) -> int:
+        """Take a Bind to a named statement, of any size: its names and its length are all that changes."""
+        if self.book is None:
+            return VERBATIM
+        if self._passes(back):
+            return PASSED
+        stop: i64 = data.find(b"\0", name_at, end)
+        if stop < 0:
+            return VERBATIM
+        copy = self._copy_for(data[name_at:stop], back)
+        if copy is None:
+            return VERBATIM if self.need == NEED_NOTHING else STOP
+        name = copy.statement.name
+        size: i64 = frame_size(data, pos) + len(name) - (stop - name_at)
+        back.owe(OWE_BIND)
+        self._take(data, pos, stop, b"B" + int(size).to_bytes(4, "big") + data[pos + 5 : name_at] + name)
+        return TAKEN
+
+    def describe(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
+        """Take a Describe of a named statement."""
+        if self.book is None:
+            return VERBATIM
+        if self._passes(back):
+            return PASSED
+        copy = self._copy_for(data[pos + 6 : after - 1], back)
+        if copy is None:
+            return VERBATIM if self.need == NEED_NOTHING else STOP
+        back.owe(OWE_DESCRIBE)
+        self._take(data, pos, after, describe_message(copy.statement.name))
+        return TAKEN
+
+    def close(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
+        """Take a Close of a named statement: the client's name is gone, and the copies stay for others."""
+        book = self.book
+        if book is None:
+            return VERBATIM
+        if self._passes(back):
+            return PASSED
+        if self._unsettled(book, back):
+            return self._stop(NEED_QUIET)
+        name = data[pos + 6 : after - 1]
+        named = book.remove(name)
+        if named is None:
+            return VERBATIM
+        back.owe_noted(OWE_CLOSE, Note(NOTE_CLOSE_NAME, None, book, name, named))
+        book.noted = self.batch
+        self._take(data, pos, after, close_message(NO_STATEMENT))
+        return TAKEN
+
+    def lacks_unnamed(self, back: BackState) -> None:
+        """Stop before the use of an unnamed statement that the backend does not have from this client."""
+        if back.owes():
+            self.need = NEED_QUIET
+        elif self.unnamed:
+            self.need = NEED_UNNAMED
+        else:
+            self.need = NEED_ERROR
+            self.why = WHY_UNNAMED
+
+    # What its owner asks.
+
+    def attend(self, back: BackState) -> bytes:
+        """Begin what is needed, and return what to send for it; messages are held back while `back.halted`."""
+        need = self.need
+        self.need = NEED_NOTHING
+        if need == NEED_QUIET:
+            back.halted = HALT_QUIET
+            return FLUSH
+        back.open_batch = True
+        back.halted = HALT_INJECTED
+        if need == NEED_UNNAMED:
+            back.owe_own(OWE_PARSE, Note(NOTE_UNNAMED, None))
+            back.unnamed_owner = self.ident
+            return self.unnamed + FLUSH
+        named = self.needed
+        assert named is not None
+        statement = named.statement
+        before = self._make_copy(statement, back)
+        copy = back.shelf.copies[statement.ident]
+        back.owe_own(OWE_PARSE, Note(NOTE_PARSE, copy))
+        back.owe_own(OWE_DESCRIBE, Note(NOTE_INJECTED, copy, self.book))
+        return before + parse_message(statement.name, statement.body) + describe_message(statement.name) + FLUSH
+
+    def fail(self, back: BackState, message: bytes) -> bytes:
+        """Let the server fail in place of the message in hand, and the client be told `message` (an ErrorResponse).
+
+        So the transaction is what it would be, and what follows is skipped up to the Sync, by the server itself.
+        """
+        self.need = NEED_NOTHING
+        self.passing = True
+        back.open_batch = True
+        back.owe_own(OWE_DESCRIBE, Note(NOTE_FAIL, None, None, message))
+        return describe_message(NO_STATEMENT)
+
+    def rewritten(self, data: bytes, count: i64) -> bytes:
+        """Put together what to send for the first `count` bytes of what was scanned."""
+        pieces = self.pieces
+        assert pieces is not None
+        pieces.append(data[self.copied : count])
+        self.pieces = None
+        self.copied = 0
+        return b"".join(pieces)
+
+    def forget(self) -> None:
+        """The server has deallocated all statements."""
+        if self.book is not None:
+            self.book.clear()
+
+    def _copy_for(self, name: bytes, back: BackState) -> Copy | None:
+        """Find the copy that this name means now; None with a `need`, or without for a name that is not known."""
+        book = self.book
+        assert book is not None
+        if self._unsettled(book, back):
+            self.need = NEED_QUIET
+            return None
+        named = book.names.get(name)
+        if named is None:
+            return None
+        statement = named.statement
+        table = self.table
+        if table is not None and statement.meaning is not self.meaning and statement.meaning != self.meaning:
+            statement = table.intern(statement.body, self.meaning)
+            named.statement = statement
+        shelf = back.shelf
+        copy = shelf.copies.get(statement.ident)
+        if copy is not None:
+            if copy is named.pending or (copy.shape is named.shape and len(copy.shape) != 0):
+                shelf.touch(copy)
+                return copy
+            if len(copy.shape) != 0:
+                if len(named.shape) == 0 or copy.shape == named.shape:
+                    named.shape = copy.shape
+                    shelf.touch(copy)
+                    return copy
+                if copy is book.fresh:
+                    self._refuse(WHY_CHANGED, name, back)
+                    return None
+        self.needed = named
+        self.need = NEED_QUIET if back.owes() else NEED_COPY
+        return None
+
+    def _deallocates(self, book: Book, name: bytes, back: BackState) -> int:
+        if len(name) == 0:
+            return VERBATIM
+        if self._unsettled(book, back):
+            return self._stop(NEED_QUIET)
+        if name == ALL_STATEMENTS:
+            book.unsure = True
+            return VERBATIM
+        if name not in book.names:
+            return VERBATIM
+        if back.owes():
+            return self._stop(NEED_QUIET)
+        back.owe_own(OWE_CLOSE, Note(NOTE_CLOSE_COPY, None))
+        back.owe_own(OWE_PARSE, Note(NOTE_PARSE, None))
+        book.noted = self.batch
+        return TAKEN
+
+    def _make_copy(self, statement: Statement, back: BackState) -> bytes:
+        """Put a copy on the backend's shelf; the answer is what makes room for it."""
+        before = b""
+        for copy in back.shelf.put(statement):
+            before += close_message(copy.statement.name)
+            back.owe_own(OWE_CLOSE, Note(NOTE_CLOSE_COPY, copy))
+        return before
+
+    def _unsettled(self, book: Book, back: BackState) -> bool:
+        """Say whether replies to come may still change what the client's names mean."""
+        if book.unsure:
+            if back.owes():
+                return True
+            book.unsure = False
+        return len(back.shelf.notes) != 0 and book.noted != self.batch
+
+    def _passes(self, back: BackState) -> bool:
+        """Say whether the server will skip this message, or nothing can be told any more."""
+        if self.passing:
+            self.passing = False
+            return True
+        return back.doubt or back.skipping
+
+    def _stop(self, need: int) -> int:
+        self.need = need
+        return STOP
+
+    def _refuse(self, why: int, name: bytes, back: BackState) -> int:
+        self.need = NEED_QUIET if back.owes() else NEED_ERROR
+        self.why = why
+        self.culprit = name
+        return STOP
+
+    def _take(self, data: bytes, pos: i64, upto: i64, replacement: bytes) -> None:
+        """Send a replacement for the bytes of `data` from `pos` to `upto`."""
+        pieces = self.pieces
+        if pieces is None:
+            pieces = []
+            self.pieces = pieces
+        if pos != self.copied:
+            pieces.append(data[self.copied : pos])
+        pieces.append(replacement)
+        self.copied = upto
+
+
+_SPARE: Final = close_message(SPARE_STATEMENT) + parse_message(SPARE_STATEMENT, b"\0\0\0")
+
+
+def _commands_outstanding(back: BackState) -> bool:
+    """Say whether the replies of a command are outstanding, which may turn out to be a COPY."""
+    for i in range(back.head, len(back.queue)):
+        debt = back.queue[i] & 63
+        if debt == OWE_QUERY or debt == OWE_EXECUTE or debt == OWE_FUNCTION:
+            return True
+    return False
+
+
+def _may_deallocate(data: bytes, pos: i64) -> bool:
+    """Say whether a statement begins with a D, or with something that may stand before it."""
+    if pos >= len(data):
+        return False
+    first: i64 = data[pos]
+    return first == 0x44 or first == 0x64 or (first <= 0x20 and first != 0)
+
+
+def _text_of(data: bytes, pos: i64) -> bytes:
+    stop: i64 = data.find(b"\0", pos)
+    return data[pos:stop] if stop > pos else b""
