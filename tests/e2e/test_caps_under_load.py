@@ -147,6 +147,35 @@ def test_a_silent_tenants_client_is_served_soon_although_another_keeps_the_serve
     assert sorted(waits)[len(waits) // 2] < 0.4, waits
 
 
+def test_a_full_pool_makes_clients_wait_and_says_why_when_that_takes_too_long(world: World, pg18: ServerFacts) -> None:
+    tenant = world.tenant(pg18, limits=Limits(pool_size=1, queue_wait_timeout=0.3))
+    with (
+        psycopg.connect(world.url(tenant)) as holder,
+        psycopg.connect(world.url(tenant), autocommit=True) as waiting,
+    ):
+        holder.execute("select 1")
+        with pytest.raises(psycopg.errors.TooManyConnections, match=r"within 0\.3 s.*pool_size") as caught:
+            waiting.execute("select 1")
+        assert "safe to try again" in str(caught.value.diag.message_hint)
+        holder.rollback()
+        assert waiting.execute("select 2").fetchone() == (2,), "the connection is still usable"
+
+
+def test_a_pool_full_of_pinned_clients_says_so_in_the_hint(world: World, pg18: ServerFacts) -> None:
+    tenant = world.tenant(pg18, limits=Limits(pool_size=1, queue_wait_timeout=0.3))
+    with (
+        psycopg.connect(world.url(tenant), autocommit=True) as pinned,
+        psycopg.connect(world.url(tenant), autocommit=True) as waiting,
+    ):
+        pinned.execute("listen news")
+        assert world.proxy.metric("pgtenant_pinned_clients", tenant=tenant.slug) == 1
+        with pytest.raises(psycopg.errors.TooManyConnections, match="session state") as caught:
+            waiting.execute("select 1")
+        assert "prepared statements" in str(caught.value.diag.message_hint)
+    world.wait_for_rest(tenant)
+    assert world.proxy.metric("pgtenant_pinned_clients", tenant=tenant.slug) == 0
+
+
 def test_everybody_else_is_refused_at_once_when_enough_are_waiting(world: World, pg18: ServerFacts) -> None:
     tenant = world.tenant(pg18, limits=Limits(pool_size=1, max_waiting=2))
     with ExitStack() as stack:

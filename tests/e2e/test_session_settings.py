@@ -177,6 +177,28 @@ def test_settings_inside_a_transaction_that_is_rolled_back_leave_nothing(world: 
     assert leftovers(world.proxy, alone, 1) == set()
 
 
+@pytest.mark.parametrize(
+    ("statement", "check", "clean"),
+    [
+        ("set statement_timeout = 9999", "show statement_timeout", "0"),
+        ("create temp table left_over (a int)", "select coalesce(to_regclass('left_over')::text, '')", ""),
+        ("select pg_advisory_lock(42)", "select count(*) from pg_locks where locktype = 'advisory'", "0"),
+        ("prepare p as select 1", "select count(*) from pg_prepared_statements", "0"),
+        ("listen news", "select count(*) from pg_listening_channels()", "0"),
+        ("select set_config('my.x', 'y', false)", "select coalesce(current_setting('my.x', true), '')", ""),
+    ],
+)
+def test_session_state_stays_with_its_client_and_is_gone_for_the_next(
+    statement: str, check: str, clean: str, world: World, alone: TenantUnderTest
+) -> None:
+    with login(world.proxy, alone) as first:
+        first.rows(statement)
+        for _ in range(2):
+            assert first.rows(check) != [(clean,)]
+    with login(world.proxy, alone) as second:
+        assert second.rows(check) == [(clean,)]
+
+
 def test_named_statements_belong_to_their_clients(world: World, any_pg: ServerFacts) -> None:
     tenant = world.tenant(any_pg, seed=MINE, limits=Limits(pool_size=3))
     with ExitStack() as stack:
@@ -268,6 +290,7 @@ async def test_statement_mode_works_with_a_driver_in_autocommit(world: World, pg
         await connection.execute("begin")
     connection.terminate()
     with login(world.proxy, tenant) as client:
+        assert client.rows("begin; select 2; commit; select 3") == [("2",), ("3",)]
         client.send(parse("begin"), bind(), execute(), sync())
         messages = client.read_to_end()
         assert messages[-1].fields["C"] == "0A000"

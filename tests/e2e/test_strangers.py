@@ -128,6 +128,21 @@ def test_contradictions_are_refused_alike_whether_the_tenants_exist_or_not(
     assert {sqlstate for sqlstate, _ in by_user | by_options} == {"28000"}
 
 
+def test_every_selector_finds_the_tenant(world: World, tenant: TenantUnderTest) -> None:
+    for user, parameters in (
+        ("app", {"database": tenant.slug}),
+        ("app", {"database": "also"}),
+        ("app", {"database": f"db_{tenant.slug}"}),
+        ("app", {"database": tenant.database.name}),
+        (f"app.{tenant.slug}", {}),
+        (f"app.{tenant.slug}", {"database": "also"}),
+        ("app", {"options": f"-c tenant={tenant.slug}"}),
+    ):
+        with world.proxy.connect() as client:
+            client.login(user, tenant.password, **parameters)  # type: ignore[arg-type]
+            assert client.rows("select current_database()") == [(tenant.database.name,)], (user, parameters)
+
+
 def test_the_right_password_of_one_tenant_opens_no_other(
     world: World, tenant: TenantUnderTest, pg17: ServerFacts
 ) -> None:
