@@ -159,6 +159,16 @@ CERTIFICATE_OF_ANOTHER: Final = ErrorSpec(
     hint="The common name (CN) of the certificate has to be the login's name.",
     retry_safe=False,
 )
+CHANNEL_BINDING_FAILED: Final = ErrorSpec(
+    name="channel_binding_failed",
+    sqlstate="28000",
+    severity=Severity.FATAL,
+    log_level="warning",
+    text="channel binding failed: {reason}",
+    hint="Something between client and proxy, such as a load balancer, has a TLS connection of its own with each.  "
+    "Let it pass TLS through, or let the operator set listen.channel_binding = false.",
+    retry_safe=False,
+)
 CLEARTEXT_FORBIDDEN: Final = ErrorSpec(
     name="cleartext_forbidden",
     sqlstate="28000",
@@ -478,6 +488,7 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             TLS_REQUIRED,
             CERTIFICATE_REQUIRED,
             CERTIFICATE_OF_ANOTHER,
+            CHANNEL_BINDING_FAILED,
             CLEARTEXT_FORBIDDEN,
             INVALID_PASSWORD,
             USER_MISSING,

@@ -1,10 +1,21 @@
 """Proving and checking passwords, as step functions with no I/O: the caller brings messages and randomness."""
 
-from proxy.auth.errors import AuthError, MalformedExchange, UntrustedServer, VerifierError, WrongPassword
+from proxy.auth.channel_binding import server_end_point
+from proxy.auth.client_keys import ClientKey, ClientKeys
+from proxy.auth.errors import (
+    AuthError,
+    ChannelBindingFailed,
+    KeyOutdated,
+    MalformedExchange,
+    UntrustedServer,
+    VerifierError,
+    WrongPassword,
+)
 from proxy.auth.md5 import md5_hash, md5_response, mock_md5_hash, verify_md5
 from proxy.auth.scram import MECHANISM, MECHANISM_PLUS, NONCE_SIZE
 from proxy.auth.scram_client import ScramClient, choose_mechanism
 from proxy.auth.scram_server import ScramServer
+from proxy.auth.slowdown import Slowdown, neighbourhood
 from proxy.auth.verifiers import (
     DEFAULT_ITERATIONS,
     SALT_SIZE,
@@ -23,11 +34,16 @@ __all__ = [
     "NONCE_SIZE",
     "SALT_SIZE",
     "AuthError",
+    "ChannelBindingFailed",
+    "ClientKey",
+    "ClientKeys",
+    "KeyOutdated",
     "MalformedExchange",
     "ScramClient",
     "ScramKeys",
     "ScramServer",
     "ScramVerifier",
+    "Slowdown",
     "UntrustedServer",
     "VerifierError",
     "WrongPassword",
@@ -38,6 +54,8 @@ __all__ = [
     "md5_response",
     "mock_md5_hash",
     "mock_verifier",
+    "neighbourhood",
+    "server_end_point",
     "verify_cleartext",
     "verify_md5",
 ]

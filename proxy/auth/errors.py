@@ -15,6 +15,14 @@ class WrongPassword(AuthError):
     """The proof does not fit, or there is no such login: nobody outside may tell these apart (28P01)."""
 
 
+class ChannelBindingFailed(AuthError):
+    """The client is not at the other end of this TLS connection: somebody between has two of them (28000)."""
+
+
+class KeyOutdated(AuthError):
+    """A server wants another key than the one that a client has shown: the role's password has changed."""
+
+
 class UntrustedServer(AuthError):
     """A server did not prove that it knows the password, asked for too much work, or refused the login."""
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from proxy.auth.channel_binding import BOUND_HEADER
 from proxy.auth.errors import MalformedExchange, UntrustedServer
-from proxy.auth.scram import MECHANISM, Attributes, digest, sign, xor
+from proxy.auth.scram import MECHANISM, MECHANISM_PLUS, Attributes, digest, sign, xor
 from proxy.auth.verifiers import KEY_SIZE, MAX_ITERATIONS, MAX_SALT_SIZE, ScramKeys, derive_keys, encode_base64
+from registry.contract import ChannelBinding
 
 DeriveKeys: TypeAlias = Callable[[str | bytes, bytes, int], ScramKeys]
-
-# No channel binding, no authorization identity.
-_GS2_HEADER: Final = b"n,,"
 
 # What RFC 5802 section 7 lets a server say; anything else is not repeated.
 _SERVER_ERRORS: Final = frozenset(
@@ -36,18 +36,45 @@ _SERVER_ERRORS: Final = frozenset(
 )
 
 
-def choose_mechanism(offered: Sequence[str]) -> str:
-    """Pick the mechanism to answer an AuthenticationSASL with; raises UntrustedServer when none is known."""
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """A mechanism, the head of its first message (the GS2 header), and what it binds to."""
+
+    name: str = MECHANISM
+    header: bytes = b"n,,"
+    bound_to: bytes = b""
+
+
+UNBOUND: Final = Mechanism()
+
+
+def choose_mechanism(
+    offered: Sequence[str], end_point: bytes | None = None, policy: ChannelBinding = ChannelBinding.PREFER
+) -> Mechanism:
+    """Pick the mechanism to answer an AuthenticationSASL with.
+
+    `end_point` is what `server_end_point` makes of the server's certificate, None without TLS.  Raises UntrustedServer
+    when no mechanism is known, or none that binds where the policy requires it.
+    """
+    if policy is ChannelBinding.DISABLE:
+        end_point = None
+    if end_point is not None and MECHANISM_PLUS in offered:
+        return Mechanism(MECHANISM_PLUS, BOUND_HEADER, end_point)
+    if policy is ChannelBinding.REQUIRE:
+        missing = "there is no TLS certificate to bind to" if end_point is None else "the server does not offer it"
+        raise UntrustedServer(f"channel binding is required, and {missing}")
     if MECHANISM not in offered:
         raise UntrustedServer(f"the server offers no SASL mechanism that is supported here ({MECHANISM})")
-    return MECHANISM
+    # `y`: a server that did offer it then knows that somebody between has hidden that.
+    return UNBOUND if end_point is None else Mechanism(header=b"y,,")
 
 
 class ScramClient:
     """One login's exchange: `first`, then `respond` to the challenge, then `verify` the outcome.
 
     `verify` must have returned before the server is trusted with anything: without it, whoever answers could be
-    anyone.  `nonce` must be `NONCE_SIZE` fresh random bytes.  `derive` may be a caching form of `derive_keys`.
+    anyone.  `nonce` must be `NONCE_SIZE` fresh random bytes.  `derive` may be a caching form of `derive_keys`, or
+    `ClientKey.derive`, and what it raises comes out of `respond`.
     Raises MalformedExchange for data that is not SCRAM, UntrustedServer for a server that asks for too much work,
     refuses the login or fails to prove itself.
     """
@@ -56,10 +83,12 @@ class ScramClient:
         self,
         password: str | bytes,
         nonce: bytes,
+        mechanism: Mechanism = UNBOUND,
         *,
         derive: DeriveKeys = derive_keys,
         max_iterations: int = MAX_ITERATIONS,
     ) -> None:
+        self.mechanism = mechanism
         self._password = password
         self._nonce = encode_base64(nonce).encode("ascii")
         self._derive = derive
@@ -69,7 +98,7 @@ class ScramClient:
 
     def first(self) -> bytes:
         """Give the data of the SASLInitialResponse; the user name is left to the StartupMessage, as libpq does."""
-        return _GS2_HEADER + self._first_bare()
+        return self.mechanism.header + self._first_bare()
 
     def respond(self, server_first: bytes) -> bytes:
         """Answer the data of AuthenticationSASLContinue with that of the SASLResponse."""
@@ -87,7 +116,8 @@ class ScramClient:
         if not 1 <= iterations <= self._max_iterations:
             raise UntrustedServer(f"the server asks for more than {self._max_iterations:,} SCRAM iterations, or none")
         keys = self._derive(self._password, salt, iterations)
-        without_proof = b"c=%b,r=%b" % (encode_base64(_GS2_HEADER).encode("ascii"), nonce)
+        binding = self.mechanism.header + self.mechanism.bound_to
+        without_proof = b"c=%b,r=%b" % (encode_base64(binding).encode("ascii"), nonce)
         signed = b",".join((self._first_bare(), server_first, without_proof))
         self._server_signature = sign(keys.server_key, signed)
         proof = xor(keys.client_key, sign(digest(keys.client_key), signed))

@@ -12,7 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.auth import NONCE_SIZE, AuthError, ScramClient, choose_mechanism, md5_hash, md5_response
+from proxy.auth import (
+    MECHANISM_PLUS,
+    NONCE_SIZE,
+    AuthError,
+    ClientKey,
+    KeyOutdated,
+    ScramClient,
+    choose_mechanism,
+    md5_hash,
+    md5_response,
+    server_end_point,
+)
 from proxy.net.endpoints import DialFailed, Endpoint, dial, find_endpoints
 from proxy.net.handshake_io import HandshakeSocket, PeerGone, TlsFailed
 from proxy.net.scram_keys import ScramKeyCache
@@ -30,7 +41,7 @@ from proxy.wire.authentication import (
 from proxy.wire.frontend import PasswordMessage, SASLInitialResponse, SASLResponse
 from proxy.wire.reports import BackendKeyData, ErrorResponse, NegotiateProtocolVersion
 from proxy.wire.startup import PROTOCOL_3_0, SSLRequest, StartupMessage
-from registry.contract import Address, Credentials, ServerInfo, TlsMode
+from registry.contract import Address, ChannelBinding, Credentials, ServerInfo, TlsMode
 
 MAX_MESSAGE: Final = 65_536
 """Longest body of a message that a server may send before it is ready, in bytes."""
@@ -39,6 +50,7 @@ MAX_TOTAL: Final = 1 << 20
 
 _MAX_SHOWN: Final = 300
 
+_INVALID_PASSWORD: Final = "28P01"
 _WHOLE_SERVER_CLASSES: Final = ("08", "53", "57", "58")
 _ONE_ROLE_OR_DATABASE: Final = frozenset({"InitializeSessionUserId", "CheckMyDatabase"})
 """Where PostgreSQL finds the limit of a role or a database reached: 53300 too, but no fault of the server."""
@@ -49,17 +61,27 @@ class BackendOpenFailed(Exception):
 
     The text is for the operator: it may quote the server, and holds no secrets.  `summary` is for anybody: it names
     neither addresses nor roles.  `sqlstate` is None where the server did not say one.  `whole_server` tells that
-    another role's or database's attempt would fail as well: unreachable, starting up, out of connections.
+    another role's or database's attempt would fail as well: unreachable, starting up, out of connections.  `timed_out`
+    tells that the connect timeout was over, `key_refused` that the server does not take the key of a client.
     """
 
     def __init__(
-        self, text: str, sqlstate: str | None = None, *, whole_server: bool, summary: str | None = None
+        self,
+        text: str,
+        sqlstate: str | None = None,
+        *,
+        whole_server: bool,
+        summary: str | None = None,
+        timed_out: bool = False,
+        key_refused: bool = False,
     ) -> None:
         super().__init__(text)
         self.text = text
         self.summary = summary or text
         self.sqlstate = sqlstate
         self.whole_server = whole_server
+        self.timed_out = timed_out
+        self.key_refused = key_refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +89,7 @@ class _Options:
     connect_timeout: float
     tls: ServerTlsContexts
     keys: ScramKeyCache
+    client_key: ClientKey | None
     random: Callable[[int], bytes]
 
 
@@ -95,6 +118,7 @@ async def open_backend(
     connect_timeout: float,
     tls_contexts: ServerTlsContexts,
     keys: ScramKeyCache | None = None,
+    client_key: ClientKey | None = None,
     random: Callable[[int], bytes] = os.urandom,
     startup_parameters: Sequence[tuple[str, str]] = (),
     protocol: int = PROTOCOL_3_0,
@@ -102,14 +126,15 @@ async def open_backend(
     """Log in to a database, at the first of the server's addresses that answers.
 
     `connect_timeout` is in seconds and for each address that is tried; the next one is tried only where a failure has
-    nothing to do with the login itself.  `keys` spares hashing the password each time.  `protocol` is the version
-    asked for; a server that speaks an older one says so, and that one is spoken.
+    nothing to do with the login itself.  `keys` spares hashing the password each time.  `client_key` stands in for the
+    password: with it there is only SCRAM.  `protocol` is the version asked for; a server that speaks an older one says
+    so, and that one is spoken.
 
     Raises BackendOpenFailed for the login that was refused, or the last address that failed.
     """
     parameters = (("user", credentials.user), ("database", database), *startup_parameters)
     startup = StartupMessage(protocol, parameters)
-    options = _Options(connect_timeout, tls_contexts, keys or ScramKeyCache(), random)
+    options = _Options(connect_timeout, tls_contexts, keys or ScramKeyCache(), client_key, random)
     failure = BackendOpenFailed(f'server "{server.name}" has no address', whole_server=True)
     for address in server.addresses:
         try:
@@ -155,9 +180,11 @@ async def _open_at(
         async with asyncio.timeout(limit):
             endpoints = await find_endpoints(address)
     except (DialFailed, TimeoutError) as error:
-        reason = error if isinstance(error, DialFailed) else f"looking up its host name took more than {limit:g} s"
+        timed_out = not isinstance(error, DialFailed)
+        reason = f"looking up its host name took more than {limit:g} s" if timed_out else error
         text = f'server "{server.name}": {reason}'
-        raise BackendOpenFailed(text, whole_server=True, summary="its host name could not be looked up") from None
+        summary = "its host name could not be looked up"
+        raise BackendOpenFailed(text, whole_server=True, summary=summary, timed_out=timed_out) from None
     for endpoint in endpoints:
         opening = _Opening(server, endpoint, startup, credentials, options)
         try:
@@ -197,7 +224,9 @@ class _Opening:
                 return await self._run()
         except TimeoutError:
             what = "its login" if self._accepted else "it"
-            raise self._failed(f"{what} did not answer within {limit:g} s", whole=not self._accepted) from None
+            failure = self._failed(f"{what} did not answer within {limit:g} s", whole=not self._accepted)
+            failure.timed_out = True
+            raise failure from None
         except TlsFailed as error:
             raise self._failed(f"TLS failed: {error}", "TLS failed", whole=not self._accepted) from None
         except (DialFailed, PeerGone) as error:
@@ -208,7 +237,9 @@ class _Opening:
             reason = f"it does not speak PostgreSQL's protocol as it should: {error}"
             raise self._failed(reason, whole=not self._accepted) from None
         except AuthError as error:
-            raise self._failed(str(error), "the login failed", whole=False) from None
+            failure = self._failed(str(error), "the login failed", whole=False)
+            failure.key_refused = self._options.client_key is not None and isinstance(error, KeyOutdated)
+            raise failure from None
 
     async def _run(self) -> ReadyBackend:
         io = await connect(self._server, self._endpoint, self._options.tls)
@@ -235,16 +266,18 @@ class _Opening:
             request = decode_authentication(body)
             match request:
                 case AuthenticationOk() if scram is None or scram.done:
+                    self._check_binding(scram)
                     return
                 case AuthenticationCleartextPassword() if scram is None:
+                    self._check_binding(scram)
                     await io.send(PasswordMessage(self._password().encode("utf-8", "surrogateescape")).encode())
                 case AuthenticationMD5Password(salt) if scram is None:
+                    self._check_binding(scram)
                     response = md5_response(md5_hash(self._user, self._password()), salt)
                     await io.send(PasswordMessage(response).encode())
                 case AuthenticationSASL(mechanisms) if scram is None:
-                    nonce = self._options.random(NONCE_SIZE)
-                    scram = ScramClient(self._password(), nonce, derive=self._options.keys.derive)
-                    await io.send(SASLInitialResponse(choose_mechanism(mechanisms), scram.first()).encode())
+                    scram = self._scram(io, mechanisms)
+                    await io.send(SASLInitialResponse(scram.mechanism.name, scram.first()).encode())
                 case AuthenticationSASLContinue(data) if scram is not None:
                     await io.send(SASLResponse(await self._options.keys.respond(scram, data)).encode())
                 case AuthenticationSASLFinal(data) if scram is not None:
@@ -252,6 +285,21 @@ class _Opening:
                 case _:
                     what = type(request).__name__
                     raise AuthError(f"it asks for {what} at this point, which is not supported")
+
+    def _scram(self, io: HandshakeSocket, mechanisms: Sequence[str]) -> ScramClient:
+        certificate = None if io.tls is None else io.tls.getpeercert(binary_form=True)
+        end_point = None if certificate is None else server_end_point(certificate)
+        mechanism = choose_mechanism(mechanisms, end_point, self._server.channel_binding)
+        nonce, key = self._options.random(NONCE_SIZE), self._options.client_key
+        if key is not None:
+            return ScramClient("", nonce, mechanism, derive=key.derive)
+        return ScramClient(self._password(), nonce, mechanism, derive=self._options.keys.derive)
+
+    def _check_binding(self, scram: ScramClient | None) -> None:
+        """Hold a login to the binding that it must have, before a password is sent or the server is believed."""
+        is_bound = scram is not None and scram.mechanism.name == MECHANISM_PLUS
+        if self._server.channel_binding is ChannelBinding.REQUIRE and not is_bound:
+            raise AuthError("channel binding is required, and it wants a login without")
 
     async def _wait_until_ready(self, io: HandshakeSocket) -> ReadyBackend:
         ready = ReadyBackend(io.sock, self._endpoint, io.tls is not None, {})
@@ -296,7 +344,9 @@ class _Opening:
         whole = state is not None and state.startswith(_WHOLE_SERVER_CLASSES) and not _is_about_one(error)
         said = _printable(error.message or "an error without a message")
         summary = "it accepts no connections now" if whole else "it did not accept the login"
-        return self._failed(f"{said} (SQLSTATE {_printable(state or 'missing')})", summary, state, whole=whole)
+        failure = self._failed(f"{said} (SQLSTATE {_printable(state or 'missing')})", summary, state, whole=whole)
+        failure.key_refused = self._options.client_key is not None and state == _INVALID_PASSWORD
+        return failure
 
     def _failed(
         self, reason: str, summary: str | None = None, sqlstate: str | None = None, *, whole: bool

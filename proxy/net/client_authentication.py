@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from proxy.auth import (
-    MECHANISM,
     NONCE_SIZE,
+    ChannelBindingFailed,
     MalformedExchange,
     ScramServer,
     ScramVerifier,
@@ -25,7 +25,8 @@ from proxy.auth import (
     verify_md5,
 )
 from proxy.auth.md5 import SALT_SIZE
-from proxy.errors import CLEARTEXT_FORBIDDEN, PROTOCOL_VIOLATION, Failure
+from proxy.errors import CHANNEL_BINDING_FAILED, CLEARTEXT_FORBIDDEN, PROTOCOL_VIOLATION, Failure
+from proxy.net.client_tls import PeerCertificate
 from proxy.net.handshake_io import HandshakeSocket, PeerGone
 from proxy.wire import ProtocolError
 from proxy.wire.authentication import (
@@ -45,8 +46,10 @@ MAX_PASSWORD: Final = 16_384
 COSTLY_ITERATIONS: Final = 16_384
 """SCRAM iterations beyond which a password is hashed in a thread, where it holds up nobody."""
 
+DISTINGUISHED: Final = "dn:"
+"""What begins a login's certificate where it is the whole subject, instead of the common name."""
+
 _SCRAM_ONLY: Final = frozenset({AuthMethod.SCRAM})
-_ASK_SASL: Final = AuthenticationSASL((MECHANISM,)).encode()
 _ASK_CLEARTEXT: Final = AuthenticationCleartextPassword().encode()
 
 
@@ -55,12 +58,37 @@ class AuthPolicy:
     """How clients may prove who they are, beyond what their logins say.
 
     `allow_cleartext` lets logins that opted in send their password without TLS; `trust` believes every known login
-    without any proof.  `random` gives that many bytes, fit for secrets.
+    without any proof.  `channel_binding` offers SCRAM-SHA-256-PLUS over TLS.  `random` gives that many bytes, fit for
+    secrets.
     """
 
     allow_cleartext: bool = False
     trust: bool = False
+    channel_binding: bool = True
     random: Callable[[int], bytes] = os.urandom
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What is known of the connection that a client proves itself over.
+
+    `end_point` is what logins can be bound to over TLS, `certificate` the client's own, verified.
+    """
+
+    encrypted: bool = False
+    end_point: bytes | None = field(default=None, repr=False)
+    certificate: PeerCertificate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """That a client is who it says: the bytes that must be sent before AuthenticationOk, and what SCRAM has shown.
+
+    `client_key` is None where another method was used.
+    """
+
+    final: bytes = b""
+    client_key: bytes | None = field(default=None, repr=False)
 
 
 class Claim(Protocol):
@@ -80,26 +108,30 @@ class Claim(Protocol):
     def refusal(self) -> Failure: ...
 
 
-async def authenticate(io: HandshakeSocket, user: str, claim: Claim, policy: AuthPolicy, *, tls: bool) -> bytes:
-    """Have a client prove who it is; returns the bytes that must be sent before AuthenticationOk.
+async def authenticate(io: HandshakeSocket, user: str, claim: Claim, policy: AuthPolicy, channel: Channel) -> Proof:
+    """Have a client prove who it is.
 
     `user` is the name as the client spelled it.  A method beyond SCRAM-SHA-256 that the login opted in to is
-    preferred, md5 before cleartext: the server has to choose before it knows what the client can do.
+    preferred, md5 before cleartext: the server has to choose before it knows what the client can do.  A login with the
+    method cert is believed with the right certificate; without it, the other methods that it has are left.
 
-    Raises Failure: the claim's refusal for a wrong password, a protocol violation for anything that is no answer.
+    Raises Failure: the claim's refusal for a wrong password, a refusal of a channel that the client is not bound to, a
+    protocol violation for anything that is no answer.
     ClientGone when the client leaves, as libpq does in order to ask somebody for the password.
     """
     login = claim.login
     methods = _SCRAM_ONLY if login is None else login.methods
     stored = None if login is None or AuthMethod.MD5 not in methods else dict(login.md5).get(user)
     try:
-        if policy.trust and login is not None:
-            return b""
+        if login is not None and (policy.trust or is_certified(login, channel.certificate)):
+            return Proof()
         if stored is not None:
             return await _by_md5(io, stored.reveal(), policy)
-        if AuthMethod.PASSWORD in methods and (tls or policy.allow_cleartext):
+        if AuthMethod.PASSWORD in methods and (channel.encrypted or policy.allow_cleartext):
             return await _by_cleartext(io, claim.verifier)
-        final = await _by_scram(io, claim.verifier, policy)
+        proof = await _by_scram(io, claim.verifier, policy, channel)
+    except ChannelBindingFailed as error:
+        raise Failure(CHANNEL_BINDING_FAILED, reason=error) from None
     except (MalformedExchange, ProtocolError) as error:
         raise Failure(PROTOCOL_VIOLATION, reason=error) from None
     except WrongPassword:
@@ -107,30 +139,41 @@ async def authenticate(io: HandshakeSocket, user: str, claim: Claim, policy: Aut
     if AuthMethod.SCRAM not in methods:
         # Only who knows the password learns that the login wants another method.
         raise Failure(CLEARTEXT_FORBIDDEN) if AuthMethod.PASSWORD in methods else claim.refusal
-    return final
+    return proof
 
 
-async def _by_scram(io: HandshakeSocket, verifier: ScramVerifier, policy: AuthPolicy) -> bytes:
-    scram = ScramServer(verifier, policy.random(NONCE_SIZE))
-    await io.send(_ASK_SASL)
+def is_certified(login: Login, certificate: PeerCertificate | None) -> bool:
+    """Whether a login may be proved by certificate, and this one is its own."""
+    if certificate is None or AuthMethod.CERT not in login.methods:
+        return False
+    identity = login.user if login.certificate is None else login.certificate
+    if identity.startswith(DISTINGUISHED):
+        return certificate.subject == identity.removeprefix(DISTINGUISHED)
+    return certificate.common_name == identity
+
+
+async def _by_scram(io: HandshakeSocket, verifier: ScramVerifier, policy: AuthPolicy, channel: Channel) -> Proof:
+    end_point = channel.end_point if policy.channel_binding else None
+    scram = ScramServer(verifier, policy.random(NONCE_SIZE), end_point)
+    await io.send(AuthenticationSASL(scram.offers).encode())
     initial = SASLInitialResponse.decode(await _read_answer(io, MAX_SASL_BODY))
     data = scram.start(initial.mechanism, initial.data)
     while not scram.done:
         await io.send(AuthenticationSASLContinue(data).encode())
         data = scram.step(SASLResponse.decode(await _read_answer(io, MAX_SASL_BODY)).data)
-    return AuthenticationSASLFinal(data).encode()
+    return Proof(AuthenticationSASLFinal(data).encode(), scram.client_key)
 
 
-async def _by_md5(io: HandshakeSocket, stored: str, policy: AuthPolicy) -> bytes:
+async def _by_md5(io: HandshakeSocket, stored: str, policy: AuthPolicy) -> Proof:
     salt = policy.random(SALT_SIZE)
     await io.send(AuthenticationMD5Password(salt).encode())
     answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD))
     if not verify_md5(stored, salt, answer.password):
         raise WrongPassword("password authentication failed")
-    return b""
+    return Proof()
 
 
-async def _by_cleartext(io: HandshakeSocket, verifier: ScramVerifier) -> bytes:
+async def _by_cleartext(io: HandshakeSocket, verifier: ScramVerifier) -> Proof:
     await io.send(_ASK_CLEARTEXT)
     answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD))
     if verifier.iterations > COSTLY_ITERATIONS:
@@ -139,7 +182,7 @@ async def _by_cleartext(io: HandshakeSocket, verifier: ScramVerifier) -> bytes:
         fits = verify_cleartext(verifier, answer.password)
     if not fits:
         raise WrongPassword("password authentication failed")
-    return b""
+    return Proof()
 
 
 async def _read_answer(io: HandshakeSocket, limit: int) -> bytes:

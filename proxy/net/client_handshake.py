@@ -22,7 +22,7 @@ from proxy.errors import (
     UNSUPPORTED_PROTOCOL,
     Failure,
 )
-from proxy.net.client_authentication import AuthPolicy, authenticate
+from proxy.net.client_authentication import AuthPolicy, Channel, authenticate
 from proxy.net.client_tls import ClientTls, PeerCertificate, Shown
 from proxy.net.failures import fatal_response
 from proxy.net.handshake_io import HandshakeSocket, PeerGone, TlsFailed
@@ -47,6 +47,7 @@ __all__ = [
     "Greeting",
     "TlsFacts",
     "authenticate",
+    "channel_of",
     "farewell",
     "greet",
     "login_complete",
@@ -106,6 +107,12 @@ class Greeting:
     def sni(self) -> str | None:
         """The host name given in the TLS handshake."""
         return None if self.tls is None else self.tls.shown.server_name
+
+
+def channel_of(greeting: Greeting) -> Channel:
+    """What a login may rest on, of the connection over which a client has greeted."""
+    tls = greeting.tls
+    return Channel() if tls is None else Channel(True, tls.shown.end_point, tls.peer)  # noqa: FBT003 - it is encrypted
 
 
 async def greet(io: HandshakeSocket, policy: GreetPolicy) -> Greeting:

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from proxy.auth import server_end_point
 from proxy.net.handshake_io import tls_reason
 from proxy.net.tls import ALPN, TlsConfigError, load_certificate
 
@@ -71,10 +72,14 @@ class ClientTlsConfig:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What one client was shown: the host name that it asked for (SNI), and the certificate in DER."""
+    """What one client was shown: the host name that it asked for (SNI), and the certificate in DER.
+
+    `end_point` is what logins are bound to, None for a certificate that they cannot be bound to.
+    """
 
     server_name: str | None
     certificate: bytes = field(repr=False)
+    end_point: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +157,15 @@ class ClientTls:
 
     def take_shown(self, fd: int) -> Shown:
         """What the client on this descriptor was shown in its handshake; forgotten with the call."""
-        return self._shown.pop(fd, None) or Shown(None, self._shelf.default.der)
+        default = self._shelf.default
+        return self._shown.pop(fd, None) or Shown(None, default.der, default.end_point)
 
 
 @dataclass(frozen=True, slots=True)
 class _Certificate:
     context: ssl.SSLContext
     der: bytes
+    end_point: bytes | None
     names: tuple[str, ...]
 
 
@@ -196,7 +203,7 @@ class _Shelf:
         if found is not self.default:
             sock.context = found.context
         if isinstance(sock, ssl.SSLSocket):
-            self._shown[sock.fileno()] = Shown(name, found.der)
+            self._shown[sock.fileno()] = Shown(name, found.der, found.end_point)
 
 
 def _load(files: CertificateFiles, config: ClientTlsConfig, authority: bytes | None) -> _Certificate:
@@ -216,7 +223,8 @@ def _load(files: CertificateFiles, config: ClientTlsConfig, authority: bytes | N
         ) from None
     if authority is not None:
         _ask_for_certificates(context, authority, config)
-    return _Certificate(context, leaf.public_bytes(Encoding.DER), names)
+    der = leaf.public_bytes(Encoding.DER)
+    return _Certificate(context, der, server_end_point(der), names)
 
 
 def _new_context(minimum: ssl.TLSVersion) -> ssl.SSLContext:

@@ -25,12 +25,14 @@ from proxy.errors import (
     TOO_MANY_CLIENTS,
     Failure,
 )
+from proxy.net.client_authentication import Proof, is_certified
 from proxy.net.client_handshake import (
     AuthPolicy,
     ClientGone,
     Greeting,
     GreetPolicy,
     authenticate,
+    channel_of,
     farewell,
     greet,
     login_complete,
@@ -220,15 +222,14 @@ class FrontDoor:
         visit.user = selectors.user
         resolution = await self._resolver.resolve(selectors)
         visit.tenant = resolution.route.slug if resolution.route is not None else None
-        encrypted = greeting.tls is not None
-        final = await authenticate(io, selectors.user, resolution, self._settings.auth, tls=encrypted)
+        proof = await authenticate(io, selectors.user, resolution, self._settings.auth, channel_of(greeting))
         if resolution.failure is not None:
             raise resolution.failure
         _keep_to_own_limit(visit, resolution)
         tls = self._settings.greet.tls
         if tls is not None and tls.mode is ClientTlsMode.VERIFY_FULL:
             check_owner(greeting, resolution)
-        await self._admit(io, greeting, resolution, visit, final)
+        await self._admit(io, greeting, resolution, visit, proof)
 
     async def _admit(
         self,
@@ -236,7 +237,7 @@ class FrontDoor:
         greeting: Greeting,
         resolution: Resolution,
         visit: Visit,
-        final: bytes,
+        proof: Proof,
     ) -> None:
         """Give an authenticated client its place, or refuse it for want of one."""
         pool = self._pool_of(resolution)
@@ -248,7 +249,7 @@ class FrontDoor:
             parameters = self._parameters_of(resolution)
             statuses = await self._statuses_for(pool, parameters)
             pid, key = self._new_key(greeting.minor)
-            await io.send(final + login_complete(statuses, pid, key))
+            await io.send(proof.final + login_complete(statuses, pid, key))
             if pool.flags & FLAG_HELD_BACK:
                 raise held_back(pool)
             link = ClientLink(self._hub, self._hub.selector, io.detach(), self._next_ident, pool, parameters)
@@ -370,12 +371,14 @@ class FrontDoor:
 
 
 def check_owner(greeting: Greeting, resolution: Resolution) -> None:
-    """Hold the name in a client's certificate against the login: `app`, or with its tenant `app.acme`.
+    """Hold the name in a client's certificate against the login: `app`, or with its tenant `app.acme`, or as it says.
 
     Raises Failure where the certificate is somebody else's.
     """
     peer = None if greeting.tls is None else greeting.tls.peer
     user = resolution.user
+    if resolution.login is not None and is_certified(resolution.login, peer):
+        return
     slug = "" if resolution.route is None else resolution.route.slug
     if peer is None or peer.common_name not in {user, f"{user}.{slug}"}:
         raise Failure(CERTIFICATE_OF_ANOTHER, user=user)

@@ -24,6 +24,7 @@ from proxy.net.client_handshake import (
     Greeting,
     GreetPolicy,
     authenticate,
+    channel_of,
     greet,
     login_complete,
     parameter_statuses,
@@ -192,9 +193,9 @@ class LoginServer:
             if greeting.startup is not None:
                 user = greeting.startup.user or ""
                 claim = self.accounts.get(user) or nobody(user)
-                final = await authenticate(io, user, claim, self.auth, tls=greeting.tls is not None)
+                proof = await authenticate(io, user, claim, self.auth, channel_of(greeting))
                 key = os.urandom(32 if greeting.minor else 4)
-                await io.send(final + login_complete(parameter_statuses(STATUSES), 4711, key))
+                await io.send(proof.final + login_complete(parameter_statuses(STATUSES), 4711, key))
                 self.sockets.append(io.detach())
                 return
         except Failure as failure:

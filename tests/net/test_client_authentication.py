@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from proxy.auth import ScramClient, md5_hash, md5_response
 from proxy.errors import Failure
-from proxy.net.client_authentication import MAX_PASSWORD, AuthPolicy, authenticate
+from proxy.net.client_authentication import MAX_PASSWORD, AuthPolicy, Channel, authenticate
 from proxy.net.client_handshake import ClientGone, GreetPolicy, farewell
 from proxy.net.client_tls import ClientTlsMode
 from proxy.net.handshake_io import HandshakeSocket
@@ -37,7 +37,7 @@ async def prove(
     io: HandshakeSocket, claim: Account = ANN, policy: AuthPolicy = STRICT, *, user: str = "ann", tls: bool = False
 ) -> bytes:
     async with asyncio.timeout(10):
-        return await authenticate(io, user, claim, policy, tls=tls)
+        return (await authenticate(io, user, claim, policy, Channel(encrypted=tls))).final
 
 
 async def scram(peer: Peer, password: str, *, bytewise: bool = False) -> ScramClient:
