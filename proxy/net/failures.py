@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from proxy.errors import Failure
-from proxy.wire.reports import ErrorResponse
+from proxy.wire.reports import ErrorResponse, NoticeResponse
 
 
 def error_response(failure: Failure) -> bytes:
     """Encode what a client is told."""
     return ErrorResponse.build(failure.severity.value, failure.sqlstate, failure.message, hint=failure.hint).encode()
+
+
+def warning(failure: Failure) -> bytes:
+    """Encode the same as a warning, of what the client will get as an error of its server's."""
+    return NoticeResponse.build("WARNING", failure.sqlstate, failure.message, hint=failure.hint).encode()
 
 
 def fatal_response(failure: Failure) -> bytes:

@@ -130,6 +130,12 @@ class NodeMetrics:
         for reason, count in self._door.refused.items():
             refused.add_metric([reason], count)
         yield refused
+        timeouts = CounterMetricFamily(
+            "pgtenant_timeouts", "Time limits that were over, by the name of the setting.", labels=["limit"]
+        )
+        for limit, count in self._hub.timeouts.items():
+            timeouts.add_metric([limit], count)
+        yield timeouts
         yield _counter("pgtenant_logins", "Logins completed.", self._door.logins)
         yield _counter(
             "pgtenant_internal_errors",

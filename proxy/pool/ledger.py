@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.pool.counters import Counters
+from proxy.pool.time_limits import TimeLimits
 
 # The states of a backend.
 CONNECTING: Final = 0
@@ -155,6 +156,8 @@ class PoolLedger:
         self.queue_wait_timeout = 0.0
         self.idle_timeout = 0.0
         self.lifetime = 0.0
+        self.connect_timeout = 0.0
+        self.times = TimeLimits()
         self.reset_always = False
         self.flags = 0
         self.idle: list[BackendEntry] = []

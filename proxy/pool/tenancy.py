@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 from proxy.pool.counters import Counters
 from proxy.pool.ledger import FLAG_HELD_BACK, FLAG_MODE, NodeLedger, PoolLedger, ServerLedger, TenantLedger, repoint
 from proxy.pool.pool import PoolDriver
-from registry.contract import Credentials, PoolMode, ResetPolicy, Route, ServerInfo
+from proxy.pool.time_limits import TimeLimits
+from registry.contract import Credentials, Limits, PoolMode, ResetPolicy, Route, ServerInfo
 
 Number = TypeVar("Number", int, float)
 
@@ -29,6 +30,11 @@ class Defaults:
     queue_wait_timeout: float = 120.0
     server_idle_timeout: float = 600.0
     server_lifetime: float = 3600.0
+    query_timeout: float = 0.0
+    transaction_timeout: float = 0.0
+    idle_transaction_timeout: float = 0.0
+    client_idle_timeout: float = 0.0
+    connect_timeout: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,8 @@ class Tenancy:
         pool.queue_wait_timeout = _pick(limits.queue_wait_timeout, defaults.queue_wait_timeout)
         pool.idle_timeout = _pick(limits.server_idle_timeout, defaults.server_idle_timeout)
         pool.lifetime = _pick(limits.server_lifetime, defaults.server_lifetime)
+        pool.connect_timeout = _pick(limits.connect_timeout, defaults.connect_timeout)
+        pool.times = _times(limits, defaults)
         pool.reset_always = route.reset is ResetPolicy.ALWAYS
         pool.mode = MODES[route.pool_mode]
         slow = pool.reset_always or route.pool_mode is not PoolMode.TRANSACTION
@@ -209,6 +217,15 @@ ROUTES_OWN: Final = ""
 """Stands in a pool's key for the route's own role, which may change its name."""
 
 MODES = {PoolMode.TRANSACTION: 0, PoolMode.SESSION: 1, PoolMode.STATEMENT: 2}
+
+
+def _times(limits: Limits, defaults: Defaults) -> TimeLimits:
+    return TimeLimits(
+        query=_pick(limits.query_timeout, defaults.query_timeout),
+        transaction=_pick(limits.transaction_timeout, defaults.transaction_timeout),
+        idle_transaction=_pick(limits.idle_transaction_timeout, defaults.idle_transaction_timeout),
+        client_idle=_pick(limits.client_idle_timeout, defaults.client_idle_timeout),
+    )
 
 
 def _pick(own: Number | None, default: Number) -> Number:
