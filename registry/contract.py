@@ -54,6 +54,27 @@ class TlsMode(StrEnum):
     VERIFY_FULL = "verify-full"
 
 
+class TlsNegotiation(StrEnum):
+    """How TLS with a server begins: asked for as ever, or at once (PostgreSQL 17 and newer); as `sslnegotiation`."""
+
+    POSTGRES = "postgres"
+    DIRECT = "direct"
+
+
+class TlsVersion(StrEnum):
+    """Versions of TLS, of which one is the oldest that is spoken."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
+
+
+class ProtocolVersion(StrEnum):
+    """The newest version of PostgreSQL's protocol that a server is asked for; one that knows only 3.0 says so."""
+
+    V3_0 = "3.0"
+    V3_2 = "3.2"
+
+
 class ServerHealth(StrEnum):
     """What the last health checks said of a server."""
 
@@ -142,12 +163,25 @@ class AuthQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsTerms:
+    """How TLS is spoken with a server; see `ServerInfo`."""
+
+    mode: TlsMode
+    ca: str | None
+    cert: str | None
+    key: Secret | None
+    negotiation: TlsNegotiation
+    min_version: TlsVersion
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """A physical PostgreSQL server as a node sees it.
 
     `max_connections` is the most backends this deployment may hold on it (the server's own limit less its
-    reserve).  `addresses` are tried in order.  `tls_ca` is PEM text, or None for the system's store.  `auth` None: it
-    is not asked for verifiers.
+    reserve).  `addresses` are tried in order.  `tls_ca` is PEM text, or None for the system's store.  `tls_cert` is the
+    certificate, with its chain, that the server is shown, and `tls_key` its key, both PEM.  `auth` None: it is not
+    asked for verifiers.
     """
 
     server_id: int
@@ -160,6 +194,28 @@ class ServerInfo:
     health: ServerHealth = ServerHealth.UNKNOWN
     channel_binding: ChannelBinding = ChannelBinding.PREFER
     auth: AuthQuery | None = None
+    tls_cert: str | None = None
+    tls_key: Secret | None = None
+    tls_negotiation: TlsNegotiation = TlsNegotiation.POSTGRES
+    tls_min_version: TlsVersion = TlsVersion.TLS_1_2
+    protocol: ProtocolVersion = ProtocolVersion.V3_2
+
+    @property
+    def tls(self) -> TlsTerms:
+        """How TLS is spoken with it."""
+        return TlsTerms(
+            self.tls_mode, self.tls_ca, self.tls_cert, self.tls_key, self.tls_negotiation, self.tls_min_version
+        )
+
+    def leads_where(self, other: ServerInfo) -> bool:
+        """Whether a connection made for this server is as good for the other one."""
+        return (self.server_id, self.addresses, self.tls, self.channel_binding, self.protocol) == (
+            other.server_id,
+            other.addresses,
+            other.tls,
+            other.channel_binding,
+            other.protocol,
+        )
 
 
 @dataclass(frozen=True, slots=True)

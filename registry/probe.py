@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from typing import Final, Literal
 
 import asyncpg
 
-from registry.contract import Address, Credentials, TlsMode
+from registry.contract import Address, Credentials, Secret, TlsMode, TlsNegotiation, TlsVersion
 from registry.domain.models import Server
 
 TIMEOUT: Final = 5.0
 ROUNDS: Final = 5
+TLS_VERSIONS: Final = {TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3}
 
 _QUESTION: Final = """
 select current_setting('server_version') as version,
@@ -56,17 +58,19 @@ async def probe_server(
     server: Server,
     credentials: Credentials,
     *,
+    tls_key: Secret | None = None,
     database: str = "postgres",
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Probe]:
     """Try the server's addresses in their order, until one works; the last probe is that of the one that did.
 
-    Raises ValueError for a CA that cannot be read.
+    `tls_key` is the key of the certificate that the server is shown.  Raises ValueError for a CA that cannot be read.
     """
-    tls = _tls(server)
+    tls = _tls(server, tls_key)
+    is_direct = server.tls_negotiation is TlsNegotiation.DIRECT
     probes = []
     for address in server.addresses:
-        probes.append(await _probe(address, credentials, database, tls, clock))
+        probes.append(await _probe(address, credentials, database, tls, clock, direct=is_direct))
         if probes[-1].problem is None:
             break
     return probes
@@ -93,6 +97,8 @@ async def _probe(
     database: str,
     tls: ssl.SSLContext | Literal["prefer", "disable"],
     clock: Callable[[], float],
+    *,
+    direct: bool,
 ) -> Probe:
     begun = clock()
     try:
@@ -103,6 +109,7 @@ async def _probe(
             password=None if credentials.password is None else credentials.password.reveal(),
             database=database,
             ssl=tls,
+            direct_tls=direct,
             timeout=TIMEOUT,
             command_timeout=TIMEOUT,
             server_settings={"application_name": "pgtenant server test"},
@@ -135,14 +142,22 @@ def _reason(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
 
 
-def _tls(server: Server) -> ssl.SSLContext | Literal["prefer", "disable"]:
+def _tls(server: Server, key: Secret | None) -> ssl.SSLContext | Literal["prefer", "disable"]:
     if server.tls_mode is TlsMode.DISABLE:
         return "disable"
     if server.tls_mode is TlsMode.PREFER:
         return "prefer"
     context = ssl.create_default_context(cadata=server.tls_ca)
+    context.minimum_version = TLS_VERSIONS[server.tls_min_version]
+    context.set_alpn_protocols(["postgresql"])
     context.check_hostname = server.tls_mode is TlsMode.VERIFY_FULL
     if server.tls_mode is TlsMode.REQUIRE:
         # As in libpq: a CA that is given is checked even where only encryption was asked for.
         context.verify_mode = ssl.CERT_REQUIRED if server.tls_ca is not None else ssl.CERT_NONE
+    if server.tls_cert is not None and key is not None:
+        # ssl reads files only; this one is this user's alone, and removed at once.
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(f"{server.tls_cert}\n{key.reveal()}\n")
+            file.flush()
+            context.load_cert_chain(file.name)
     return context

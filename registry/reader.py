@@ -146,14 +146,16 @@ class StoredReader:
 
     def _server(self, part: _Part) -> ServerInfo:
         record = server_of(part)
+        key = self._open(part.tls_key, secret_context(servers.name, part.id, "tls_key"))
         if record.auth_user is None:
-            return server_info(record, None)
+            return server_info(record, None, key)
         # The admin's password reaches nodes only where the operator has named the admin as the role that asks.
         is_admin = record.auth_user == record.admin_user and not record.has_auth_password
         column = "admin_password" if is_admin else "auth_password"
         password = self._open(getattr(part, column), secret_context(servers.name, part.id, column))
         database = record.auth_database or DEFAULT_AUTH_DATABASE
-        return server_info(record, AuthQuery(Credentials(record.auth_user, password), database, record.auth_query))
+        auth = AuthQuery(Credentials(record.auth_user, password), database, record.auth_query)
+        return server_info(record, auth, key)
 
     async def _logins(self, condition: sa.ColumnElement[bool], text: str) -> Lookup[Sequence[Login]]:
         if not _is_storable(text):

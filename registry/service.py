@@ -71,6 +71,11 @@ class RegistryService:
         async with self._reading() as connection:
             return await servers.server_credentials(connection, self._vault, name)
 
+    async def server_tls_key(self, name: str) -> Secret | None:
+        """The key of the certificate that a server is shown; raises NotFound, SecretError."""
+        async with self._reading() as connection:
+            return await servers.server_tls_key(connection, self._vault, name)
+
     # Tenants.
 
     async def add_tenant(self, slug: str, change: TenantChange | None = None) -> Tenant:

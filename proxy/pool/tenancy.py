@@ -52,8 +52,7 @@ class Target:
             isinstance(other, Target)
             and (self.generation, self.database, self.credentials)
             == (other.generation, other.database, other.credentials)
-            and (self.server.server_id, self.server.addresses, self.server.tls_mode, self.server.tls_ca)
-            == (other.server.server_id, other.server.addresses, other.server.tls_mode, other.server.tls_ca)
+            and self.server.leads_where(other.server)
         )
 
 

@@ -16,6 +16,7 @@ from registry.contract import (
     Limits,
     Login,
     PoolMode,
+    ProtocolVersion,
     ReplicationAccess,
     ResetPolicy,
     Route,
@@ -24,6 +25,8 @@ from registry.contract import (
     ServerInfo,
     TenantState,
     TlsMode,
+    TlsNegotiation,
+    TlsVersion,
     VerifierSource,
 )
 
@@ -116,6 +119,11 @@ def _encode_server(server: ServerInfo) -> Json:
         "health": server.health.value,
         "channel_binding": server.channel_binding.value,
         "auth": None if server.auth is None else _encode_auth(server.auth),
+        "tls_cert": server.tls_cert,
+        "tls_key": None if server.tls_key is None else server.tls_key.reveal(),
+        "tls_negotiation": server.tls_negotiation.value,
+        "tls_min_version": server.tls_min_version.value,
+        "protocol": server.protocol.value,
     }
 
 
@@ -131,6 +139,11 @@ def _decode_server(data: Mapping[str, Any]) -> ServerInfo:
         health=ServerHealth(data["health"]),
         channel_binding=ChannelBinding(data["channel_binding"]),
         auth=_optional(data["auth"], _decode_auth),
+        tls_cert=_optional(data["tls_cert"], _text),
+        tls_key=_optional(data["tls_key"], lambda key: Secret(_text(key))),
+        tls_negotiation=TlsNegotiation(data["tls_negotiation"]),
+        tls_min_version=TlsVersion(data["tls_min_version"]),
+        protocol=ProtocolVersion(data["protocol"]),
     )
 
 

@@ -11,7 +11,15 @@ import typer
 
 from registry.commands.options import ConfigOption, JsonOption, RegistryOption, YesOption, given, read_secret
 from registry.commands.output import ask, confirm, explained, fail, note, print_json, print_record, print_table, warn
-from registry.contract import ChannelBinding, Credentials, TlsMode
+from registry.contract import (
+    ChannelBinding,
+    Credentials,
+    ProtocolVersion,
+    Secret,
+    TlsMode,
+    TlsNegotiation,
+    TlsVersion,
+)
 from registry.domain.models import KEEP, Server, ServerChange, Tenant
 from registry.domain.names import parse_address
 from registry.errors import Invalid
@@ -26,6 +34,21 @@ HostOption = Annotated[
 TlsOption = Annotated[TlsMode | None, typer.Option("--tls", help="TLS to the server, as libpq's sslmode.")]
 TlsCaOption = Annotated[
     Path | None, typer.Option("--tls-ca", metavar="FILE", help="CA certificates (PEM) to check the server's against.")
+]
+TlsCertOption = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate (PEM) that the server is shown.")
+]
+TlsKeyOption = Annotated[
+    str | None, typer.Option("--tls-key", metavar="FILE", help="Its key (PEM, not encrypted); kept encrypted.")
+]
+NegotiationOption = Annotated[
+    TlsNegotiation | None, typer.Option("--tls-negotiation", help="As libpq's sslnegotiation. (default: postgres)")
+]
+MinVersionOption = Annotated[
+    TlsVersion | None, typer.Option("--tls-min-version", help="Oldest version of TLS. (default: 1.2)")
+]
+ProtocolOption = Annotated[
+    ProtocolVersion | None, typer.Option("--protocol", help="Newest protocol that it is asked for. (default: 3.2)")
 ]
 MaxOption = Annotated[
     int | None, typer.Option("--max-connections", help="The server's own max_connections. (default: 100)")
@@ -93,6 +116,11 @@ def add(
     host: HostOption = None,
     tls: TlsOption = None,
     tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_negotiation: NegotiationOption = None,
+    tls_min_version: MinVersionOption = None,
+    protocol: ProtocolOption = None,
     max_connections: MaxOption = None,
     reserve: ReserveOption = None,
     admin: AdminOption = None,
@@ -125,6 +153,7 @@ def add(
             wanted,
             channel_binding=given(channel_binding),
             **_auth_change(auth_role, (auth_password_file, auth_password_env), auth_database, auth_query),
+            **_tls_change(tls_cert, tls_key, tls_negotiation, tls_min_version, protocol),
         )
         if wanted.addresses is KEEP:
             fail("a server needs a host", "add --host HOST:PORT")
@@ -137,6 +166,11 @@ def change(
     host: HostOption = None,
     tls: TlsOption = None,
     tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_negotiation: NegotiationOption = None,
+    tls_min_version: MinVersionOption = None,
+    protocol: ProtocolOption = None,
     max_connections: MaxOption = None,
     reserve: ReserveOption = None,
     admin: AdminOption = None,
@@ -154,6 +188,7 @@ def change(
     registry: RegistryOption = None,
     config: ConfigOption = None,
     *,
+    no_tls_cert: Annotated[bool, typer.Option("--no-tls-cert", help="Show it no certificate any more.")] = False,
     no_auth_role: Annotated[bool, typer.Option("--no-auth-role", help="Ask it for no verifiers any more.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -172,6 +207,7 @@ def change(
             **_auth_change(
                 auth_role, (auth_password_file, auth_password_env), auth_database, auth_query, cleared=no_auth_role
             ),
+            **_tls_change(tls_cert, tls_key, tls_negotiation, tls_min_version, protocol, cleared=no_tls_cert),
         )
     server = ask(registry, config, lambda opened: opened.service.set_server(name, wanted), writing=True)
     _print(server, as_json=as_json, done=f"changed server {name!r}")
@@ -219,13 +255,14 @@ def try_out(
     It logs in as the server's admin, or with its default role where it has no admin.
     """
 
-    async def work(opened: Registry) -> tuple[Server, Credentials | None]:
-        return await opened.service.server(name), await opened.service.server_credentials(name)
+    async def work(opened: Registry) -> tuple[Server, Credentials | None, Secret | None]:
+        service = opened.service
+        return await service.server(name), await service.server_credentials(name), await service.server_tls_key(name)
 
-    server, credentials = ask(registry, config, work)
+    server, credentials, tls_key = ask(registry, config, work)
     if credentials is None:
         fail(f"the registry has no role for server {name!r}", f"`pgtenant server set {name} --admin USER ...` sets one")
-    probes = asyncio.run(probe_server(server, credentials, database=database))
+    probes = asyncio.run(probe_server(server, credentials, tls_key=tls_key, database=database))
     last = probes[-1]
     found = warnings(server, last)
     if as_json:
@@ -298,7 +335,7 @@ def _change(
     return ServerChange(
         addresses=tuple(parse_address(one) for one in host) if host else KEEP,
         tls_mode=given(tls),
-        tls_ca=given(None if tls_ca is None else _read_ca(tls_ca)),
+        tls_ca=given(None if tls_ca is None else _read_pem("tls_ca", tls_ca)),
         max_connections=given(max_connections),
         reserve=given(reserve),
         admin_user=given(admin),
@@ -324,13 +361,31 @@ def _auth_change(
     }
 
 
-def _read_ca(path: Path) -> str:
+def _tls_change(
+    cert: Path | None,
+    key: str | None,
+    negotiation: TlsNegotiation | None,
+    min_version: TlsVersion | None,
+    protocol: ProtocolVersion | None,
+    *,
+    cleared: bool = False,
+) -> dict[str, Any]:
+    return {
+        "tls_cert": given(None if cert is None else _read_pem("tls_cert", cert), cleared=cleared),
+        "tls_key": given(read_secret("TLS key", file=key, variable=None), cleared=cleared),
+        "tls_negotiation": given(negotiation),
+        "tls_min_version": given(min_version),
+        "protocol": given(protocol),
+    }
+
+
+def _read_pem(field: str, path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")
     except OSError as error:
-        raise Invalid("tls_ca", f"{path} cannot be read: {error.strerror}") from None
+        raise Invalid(field, f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise Invalid("tls_ca", f"{path} is no PEM file") from None
+        raise Invalid(field, f"{path} is no PEM file") from None
 
 
 def _print(server: Server, *, as_json: bool, done: str) -> None:
@@ -346,6 +401,11 @@ def _members(server: Server) -> dict[str, Any]:
         "hosts": server.addresses,
         "tls": server.tls_mode,
         "tls_ca": server.tls_ca,
+        "tls_cert": server.tls_cert,
+        "tls_key": server.has_tls_key,
+        "tls_negotiation": server.tls_negotiation,
+        "tls_min_version": server.tls_min_version,
+        "protocol": server.protocol,
         "max_connections": server.max_connections,
         "reserve": server.reserve,
         "admin": server.admin_user,

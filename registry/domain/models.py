@@ -16,12 +16,15 @@ from registry.contract import (
     ChannelBinding,
     Limits,
     PoolMode,
+    ProtocolVersion,
     ReplicationAccess,
     ResetPolicy,
     Secret,
     ServerHealth,
     TenantState,
     TlsMode,
+    TlsNegotiation,
+    TlsVersion,
     VerifierSource,
 )
 
@@ -54,6 +57,11 @@ class Server:
     addresses: tuple[Address, ...]
     tls_mode: TlsMode = TlsMode.PREFER
     tls_ca: str | None = None
+    tls_cert: str | None = None
+    has_tls_key: bool = False
+    tls_negotiation: TlsNegotiation = TlsNegotiation.POSTGRES
+    tls_min_version: TlsVersion = TlsVersion.TLS_1_2
+    protocol: ProtocolVersion = ProtocolVersion.V3_2
     admin_user: str | None = None
     has_admin_password: bool = False
     role_user: str | None = None
@@ -114,6 +122,11 @@ class ServerChange:
     addresses: tuple[Address, ...] | Keep = KEEP
     tls_mode: TlsMode | Keep = KEEP
     tls_ca: str | Keep | None = KEEP
+    tls_cert: str | Keep | None = KEEP
+    tls_key: Secret | Keep | None = KEEP
+    tls_negotiation: TlsNegotiation | Keep = KEEP
+    tls_min_version: TlsVersion | Keep = KEEP
+    protocol: ProtocolVersion | Keep = KEEP
     admin_user: str | Keep | None = KEEP
     admin_password: Secret | Keep | None = KEEP
     role_user: str | Keep | None = KEEP

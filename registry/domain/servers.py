@@ -8,12 +8,12 @@ from typing import Final
 from registry.contract import ChannelBinding, TlsMode
 from registry.domain.models import KEEP, Server, ServerChange, chosen
 from registry.domain.names import check_addresses, check_identifier, check_server_name
+from registry.domain.server_tls import check_ca, check_certificate, check_tls
 from registry.errors import Conflict, Invalid
 
 MAX_CONNECTIONS: Final = 262_143
 """The most that PostgreSQL accepts as max_connections."""
 
-MAX_CA_CHARS: Final = 262_144
 MAX_QUERY_CHARS: Final = 4_096
 
 
@@ -36,7 +36,12 @@ def change_server(before: Server, change: ServerChange, *, role_password_changed
         name=check_server_name(before.name),
         addresses=check_addresses(chosen(change.addresses, before.addresses)),
         tls_mode=chosen(change.tls_mode, before.tls_mode),
-        tls_ca=_check_ca(chosen(change.tls_ca, before.tls_ca)),
+        tls_ca=check_ca(chosen(change.tls_ca, before.tls_ca)),
+        tls_cert=check_certificate(chosen(change.tls_cert, before.tls_cert)),
+        tls_negotiation=chosen(change.tls_negotiation, before.tls_negotiation),
+        tls_min_version=chosen(change.tls_min_version, before.tls_min_version),
+        protocol=chosen(change.protocol, before.protocol),
+        has_tls_key=before.has_tls_key if change.tls_key is KEEP else change.tls_key is not None,
         admin_user=_check_user("admin", chosen(change.admin_user, before.admin_user)),
         role_user=_check_user("role", chosen(change.role_user, before.role_user)),
         auth_user=_check_user("auth_role", chosen(change.auth_user, before.auth_user)),
@@ -61,10 +66,24 @@ def change_server(before: Server, change: ServerChange, *, role_password_changed
         raise Invalid("admin", "an admin password without an admin user", "name the user, or take the password away")
     if after.has_role_password and after.role_user is None:
         raise Invalid("role", "a role's password without a role", "name the role, or take the password away")
+    check_tls(after)
     _check_auth(after)
     _check_capacity(after)
-    moved = (before.addresses, before.tls_mode) != (after.addresses, after.tls_mode)
+    moved = _way_to(before) != _way_to(after)
     return ServerOutcome(after, moved, role_password_changed or before.role_user != after.role_user)
+
+
+def _way_to(server: Server) -> tuple[object, ...]:
+    """What the connections to a server were made with."""
+    return (
+        server.addresses,
+        server.tls_mode,
+        server.tls_ca,
+        server.tls_cert,
+        server.tls_negotiation,
+        server.tls_min_version,
+        server.protocol,
+    )
 
 
 def check_removal(server: Server, tenants: int) -> None:
@@ -105,14 +124,6 @@ def _check_auth(server: Server) -> None:
         )
 
 
-def _check_ca(pem: str | None) -> str | None:
-    if pem is None:
-        return None
-    if len(pem) > MAX_CA_CHARS or "-----BEGIN CERTIFICATE-----" not in pem or "PRIVATE KEY" in pem:
-        raise Invalid("tls_ca", "this is no file of CA certificates", "PEM text with -----BEGIN CERTIFICATE-----")
-    return pem
-
-
 def _check_capacity(server: Server) -> None:
     if not 1 <= server.max_connections <= MAX_CONNECTIONS:
         raise Invalid(
@@ -124,5 +135,3 @@ def _check_capacity(server: Server) -> None:
             f"a reserve of {server.reserve} leaves nothing of {server.max_connections} connections",
             "the reserve must be at least 0 and less than max_connections; asking for verifiers takes one more",
         )
-    if server.tls_ca is not None and server.tls_mode is TlsMode.DISABLE:
-        raise Invalid("tls_ca", "a CA without TLS", "choose a TLS mode such as verify-full, or leave the CA out")

@@ -42,6 +42,7 @@ _SILENT: Final = frozenset(
         "has_admin_password",
         "has_role_password",
         "has_auth_password",
+        "has_tls_key",
         "health",
         "verifier",
     }
@@ -148,6 +149,7 @@ class _Run:
             auth_password=self._settled(
                 entry.auth_password, entry.table, present=before is not None and before.has_auth_password
             ),
+            tls_key=self._settled(entry.tls_key, entry.table, present=before is not None and before.has_tls_key),
         )
         if before is None:
             self._note(Action.ADD, await servers.add_server(self._tx, entry.name, change))

@@ -14,10 +14,13 @@ from registry.contract import (
     ChannelBinding,
     Limits,
     PoolMode,
+    ProtocolVersion,
     ReplicationAccess,
     ResetPolicy,
     TenantState,
     TlsMode,
+    TlsNegotiation,
+    TlsVersion,
 )
 from registry.domain.logins import usual_spellings
 from registry.domain.models import LoginRecord, Server, Tenant
@@ -76,8 +79,14 @@ def _server(server: Server, variables: _Variables) -> TomlTable:
     table.add("name", server.name)
     table.add("hosts", [format_address(address) for address in server.addresses])
     _add(table, "tls", server.tls_mode.value, TlsMode.PREFER.value)
-    if server.tls_ca is not None:
-        table.add("tls_ca", tomlkit.string(server.tls_ca, multiline="\n" in server.tls_ca))
+    for key, pem in (("tls_ca", server.tls_ca), ("tls_cert", server.tls_cert)):
+        if pem is not None:
+            table.add(key, tomlkit.string(pem, multiline="\n" in pem))
+    if server.has_tls_key:
+        table.add("tls_key_env", variables.name("server", server.name, "tls_key"))
+    _add(table, "tls_negotiation", server.tls_negotiation.value, TlsNegotiation.POSTGRES.value)
+    _add(table, "tls_min_version", server.tls_min_version.value, TlsVersion.TLS_1_2.value)
+    _add(table, "protocol", server.protocol.value, ProtocolVersion.V3_2.value)
     table.add("max_connections", server.max_connections)
     table.add("reserve", server.reserve)
     _add(table, "admin", server.admin_user, None)

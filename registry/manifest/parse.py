@@ -14,9 +14,12 @@ from registry.contract import (
     ChannelBinding,
     Limits,
     PoolMode,
+    ProtocolVersion,
     ReplicationAccess,
     ResetPolicy,
     TlsMode,
+    TlsNegotiation,
+    TlsVersion,
     VerifierSource,
 )
 from registry.domain.limits import COUNTS, TIMES
@@ -38,6 +41,7 @@ class ServerEntry:
     admin_password: SecretSpec
     role_password: SecretSpec
     auth_password: SecretSpec
+    tls_key: SecretSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +139,14 @@ def _server(table: Table) -> ServerEntry:
         addresses = tuple(parse_address(one, port or DEFAULT_PORT) for one in (hosts or (host or "",)))
     except Invalid as error:
         raise table.error("hosts" if host is None else "host", error.message, error.hint) from None
-    ca, ca_file = table.text("tls_ca"), table.text("tls_ca_file")
-    if ca is not None and ca_file is not None:
-        raise table.error("tls_ca", "both tls_ca and tls_ca_file", "keep one of them")
     change = ServerChange(
         addresses=addresses,
         tls_mode=table.choice("tls", TlsMode, TlsMode.PREFER),
-        tls_ca=table.content("tls_ca_file", ca_file) if ca_file is not None else ca,
+        tls_ca=_pem(table, "tls_ca"),
+        tls_cert=_pem(table, "tls_cert"),
+        tls_negotiation=table.choice("tls_negotiation", TlsNegotiation, TlsNegotiation.POSTGRES),
+        tls_min_version=table.choice("tls_min_version", TlsVersion, TlsVersion.TLS_1_2),
+        protocol=table.choice("protocol", ProtocolVersion, ProtocolVersion.V3_2),
         admin_user=table.text("admin"),
         role_user=table.text("role"),
         auth_user=table.text("auth_role"),
@@ -153,9 +158,17 @@ def _server(table: Table) -> ServerEntry:
         draining=_or_keep(table.boolean("draining")),
     )
     admin, role, auth = (table.secret(f"{whose}_password") for whose in ("admin", "role", "auth"))
-    entry = ServerEntry(table, name, change, admin, role, auth)
+    entry = ServerEntry(table, name, change, admin, role, auth, table.secret("tls_key"))
     table.finish()
     return entry
+
+
+def _pem(table: Table, key: str) -> str | None:
+    """PEM text, from the key itself or from the file that `<key>_file` names."""
+    text, file = table.text(key), table.text(f"{key}_file")
+    if text is not None and file is not None:
+        raise table.error(key, f"both {key} and {key}_file", "keep one of them")
+    return text if file is None else table.content(f"{key}_file", file)
 
 
 def _tenant(table: Table) -> TenantEntry:

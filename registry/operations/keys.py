@@ -25,6 +25,7 @@ SEALED_COLUMNS: Final = (
     (servers, "admin_password"),
     (servers, "role_password"),
     (servers, "auth_password"),
+    (servers, "tls_key"),
     (tenants, "role_password"),
     (logins, "role_password"),
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.contract import ChangeKind, Credentials
+from registry.contract import ChangeKind, Credentials, Secret
 from registry.domain.models import Server, ServerChange
+from registry.domain.server_tls import check_pair
 from registry.domain.servers import change_server, check_removal
 from registry.errors import Conflict, NotFound
 from registry.secrets import Vault
@@ -18,6 +19,7 @@ from registry.store.tables import servers, tenants
 from registry.store.transaction import Transaction
 
 TABLE = "servers"
+SECRETS: Final = ("admin_password", "role_password", "auth_password", "tls_key")
 
 
 async def all_servers(connection: AsyncConnection) -> list[Server]:
@@ -75,6 +77,14 @@ async def server_credentials(connection: AsyncConnection, vault: Vault, name: st
     return None
 
 
+async def server_tls_key(connection: AsyncConnection, vault: Vault, name: str) -> Secret | None:
+    """The key of the certificate that a server is shown; raises NotFound, SecretError."""
+    row = await _row(connection, name)
+    if row is None:
+        raise _absent(name)
+    return vault.open(row.tls_key, secret_context(TABLE, row.id, "tls_key"))
+
+
 async def _write(tx: Transaction, before: Server, row: Any, change: ServerChange) -> Server:
     # A first pass without looking at secrets, so that nothing invalid is inserted.
     outcome = change_server(before, change, role_password_changed=False)
@@ -82,7 +92,7 @@ async def _write(tx: Transaction, before: Server, row: Any, change: ServerChange
         inserted = sa.insert(servers).values(server_values(outcome.server)).returning(servers.c.id)
         before = replace(outcome.server, server_id=(await tx.connection.execute(inserted)).scalar_one())
     server_id = before.server_id
-    sealed = dict.fromkeys(("admin_password", "role_password", "auth_password")) if row is None else row._mapping
+    sealed = dict.fromkeys(SECRETS) if row is None else row._mapping
     admin, admin_changed = tx.reseal(
         change.admin_password, sealed["admin_password"], secret_context(TABLE, server_id, "admin_password")
     )
@@ -92,14 +102,22 @@ async def _write(tx: Transaction, before: Server, row: Any, change: ServerChange
     auth, auth_changed = tx.reseal(
         change.auth_password, sealed["auth_password"], secret_context(TABLE, server_id, "auth_password")
     )
+    key_context = secret_context(TABLE, server_id, "tls_key")
+    key, key_changed = tx.reseal(change.tls_key, sealed["tls_key"], key_context)
     outcome = change_server(before, change, role_password_changed=role_changed)
     after = outcome.server
-    if row is not None and after == before and not (admin_changed or role_changed or auth_changed):
+    if row is not None and after == before and not (admin_changed or role_changed or auth_changed or key_changed):
         return before
-    values = {**server_values(after), "admin_password": admin, "role_password": role, "auth_password": auth}
+    if after.tls_cert is not None and (row is None or key_changed or after.tls_cert != before.tls_cert):
+        opened = tx.vault.open(key, key_context)
+        assert opened is not None, "a certificate has a key"
+        check_pair(after.tls_cert, opened)
+    secrets = {"admin_password": admin, "role_password": role, "auth_password": auth, "tls_key": key}
+    values = {**server_values(after), **secrets}
     await tx.connection.execute(sa.update(servers).where(servers.c.id == server_id).values(values))
-    if row is not None and (outcome.moved or outcome.role_changed):
-        await _outdate(tx, server_id, all_roles=outcome.moved)
+    moved = outcome.moved or key_changed
+    if row is not None and (moved or outcome.role_changed):
+        await _outdate(tx, server_id, all_roles=moved)
     tx.changed(ChangeKind.SERVER, server_id)
     return after
 

@@ -12,12 +12,16 @@ from registry.contract import (
     ChannelBinding,
     Limits,
     PoolMode,
+    ProtocolVersion,
     ReplicationAccess,
     ResetPolicy,
+    Secret,
     ServerHealth,
     ServerInfo,
     TenantState,
     TlsMode,
+    TlsNegotiation,
+    TlsVersion,
     VerifierSource,
 )
 from registry.domain.limits import LIMIT_NAMES
@@ -37,6 +41,11 @@ def server_of(row: Any) -> Server:
         addresses=addresses_of(row.addresses),
         tls_mode=TlsMode(row.tls_mode),
         tls_ca=row.tls_ca,
+        tls_cert=row.tls_cert,
+        has_tls_key=row.tls_key is not None,
+        tls_negotiation=TlsNegotiation(row.tls_negotiation),
+        tls_min_version=TlsVersion(row.tls_min_version),
+        protocol=ProtocolVersion(row.protocol),
         admin_user=row.admin_user,
         has_admin_password=row.admin_password is not None,
         role_user=row.role_user,
@@ -60,6 +69,10 @@ def server_values(server: Server) -> dict[str, Any]:
         "addresses": [[address.host, address.port] for address in server.addresses],
         "tls_mode": server.tls_mode.value,
         "tls_ca": server.tls_ca,
+        "tls_cert": server.tls_cert,
+        "tls_negotiation": server.tls_negotiation.value,
+        "tls_min_version": server.tls_min_version.value,
+        "protocol": server.protocol.value,
         "admin_user": server.admin_user,
         "role_user": server.role_user,
         "auth_user": server.auth_user,
@@ -73,8 +86,8 @@ def server_values(server: Server) -> dict[str, Any]:
     }
 
 
-def server_info(server: Server, auth: AuthQuery | None) -> ServerInfo:
-    """What a node is told of a server; `auth` with its password opened."""
+def server_info(server: Server, auth: AuthQuery | None, tls_key: Secret | None) -> ServerInfo:
+    """What a node is told of a server; `auth` with its password and `tls_key` opened."""
     return ServerInfo(
         server_id=server.server_id,
         name=server.name,
@@ -86,6 +99,11 @@ def server_info(server: Server, auth: AuthQuery | None) -> ServerInfo:
         health=server.health,
         channel_binding=server.channel_binding,
         auth=auth,
+        tls_cert=server.tls_cert,
+        tls_key=tls_key,
+        tls_negotiation=server.tls_negotiation,
+        tls_min_version=server.tls_min_version,
+        protocol=server.protocol,
     )
 
 
