@@ -341,6 +341,15 @@ REGISTRY_DOWN: Final = ErrorSpec(
     hint="Connect again in a few seconds; tenants that this proxy already knows are served meanwhile.",
     retry_safe=True,
 )
+VERIFIERS_UNAVAILABLE: Final = ErrorSpec(
+    name="verifiers_unavailable",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="error",
+    text="the database server that knows this user cannot be asked now",
+    hint="Connect again in a few seconds; the proxy's log tells the operator what the server's answer was.",
+    retry_safe=True,
+)
 NODE_STOPPING: Final = ErrorSpec(
     name="node_stopping",
     sqlstate="57P03",
@@ -506,6 +515,7 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             SERVER_DOWN,
             BACKEND_LOGIN_FAILED,
             REGISTRY_DOWN,
+            VERIFIERS_UNAVAILABLE,
             NODE_STOPPING,
             SHUTTING_DOWN,
             TERMINATED,

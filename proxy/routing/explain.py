@@ -57,7 +57,7 @@ class Problem:
 class Explanation:
     """All steps and the result.  Holds no secret: neither verifiers nor passwords.
 
-    `login` says which login the password would be checked against, None: no such login.
+    `login` says which login the password would be checked against, None: no such login.  `note` is what else decides.
     """
 
     user: str
@@ -65,6 +65,7 @@ class Explanation:
     login: str | None
     destination: Destination | None
     problem: Problem | None
+    note: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -75,15 +76,25 @@ class Explanation:
         return {"ok": self.ok, **asdict(self)}
 
 
-def explanation(survey: Survey, failed: Failure | None) -> Explanation:
-    """Put a survey into words; `failed` is what stands against the connection."""
+def explanation(
+    survey: Survey, failed: Failure | None, *, asks_server: bool = False, barred: bool = False
+) -> Explanation:
+    """Put a survey into words; `failed` is what stands against the connection.
+
+    `asks_server`: a user who has no login may be a role of the tenant's server.  `barred`: the client's address is none
+    of the tenant's.
+    """
     route, login = survey.route, survey.effective_login
+    named = None if login is None else _login(login)
+    if named is None and asks_server and not barred:
+        named = f"{survey.user} (if its server has such a role)"
     return Explanation(
         user=survey.user,
         steps=tuple(_steps(survey)),
-        login=None if login is None else _login(login),
+        login=named,
         destination=None if route is None else _destination(route, login),
         problem=None if failed is None else problem(failed),
+        note="the tenant's clients may not come from this address" if barred else None,
     )
 
 

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from proxy.auth import ScramVerifier, VerifierError, mock_verifier
-from proxy.errors import REGISTRY_DOWN, TENANT_NOT_NAMED, Failure
+from proxy.errors import REGISTRY_DOWN, TENANT_NOT_NAMED, VERIFIERS_UNAVAILABLE, Failure
 from proxy.routing.cache import CacheLimits, RouteCache
 from proxy.routing.explain import Explanation, explanation, refused
 from proxy.routing.follower import Backoff, Follower
 from proxy.routing.lookups import NO_TENANT, Answer, Health, Lookups
 from proxy.routing.names import NameRules, Reading, Selectors, Statement, read
+from proxy.routing.server_logins import CannotAsk, ServerLogins
 from proxy.routing.shared import on_shared
-from proxy.routing.verdict import Found, Survey, failure, find, refusal
+from proxy.routing.verdict import Found, Survey, allows, failure, find, refusal
 from proxy.routing.watches import Listener, RouteUpdate, Watches
 from registry.contract import (
     AuthMethod,
@@ -28,6 +29,7 @@ from registry.contract import (
     RegistryUnavailable,
     Route,
     RouteChange,
+    VerifierSource,
 )
 
 log = logging.getLogger(__name__)
@@ -38,12 +40,14 @@ class ResolverConfig:
     """How the resolver behaves.
 
     `reveal_tenants` tells unknown and suspended tenants before the client has proved who it is.  `shared_tenant`
-    is the slug of the tenant whose database serves those that have none yet.  Time limits are in seconds.
+    is the slug of the tenant whose database serves those that have none yet.  `verifiers` is where those are of tenants
+    that do not say.  Time limits are in seconds.
     """
 
     limits: CacheLimits = field(default_factory=CacheLimits)
     reveal_tenants: bool = False
     shared_tenant: str | None = None
+    verifiers: VerifierSource = VerifierSource.REGISTRY
     lookup_timeout: float = 2.0
     lookup_concurrency: int = 32
     backoff: Backoff = field(default_factory=Backoff)
@@ -56,7 +60,8 @@ class Resolution:
 
     Hold the same conversation with every client: check its proof against `verifier`, by one of `methods`.  Where
     that fails, tell `refusal`; where it succeeds and `failure` is not None, tell that; else the client may use
-    `route` with `role`.  `settings` are its startup options without those that name the tenant.
+    `route` with `role`.  `settings` are its startup options without those that name the tenant.  `barred`: its address
+    is none of the tenant's, so that no proof will do.
     """
 
     selectors: Selectors
@@ -69,6 +74,12 @@ class Resolution:
     settings: tuple[tuple[str, str], ...] = field(repr=False)
     mock_selector: bytes = field(repr=False)
     survey: Survey = field(repr=False)
+    barred: bool = False
+
+    @property
+    def spelled(self) -> str:
+        """The tenant as the client spelled it, whether or not there is one."""
+        return self.survey.reading.statements[0].names[-1]
 
     @property
     def methods(self) -> frozenset[AuthMethod]:
@@ -122,12 +133,14 @@ class Resolver:
         *,
         rules: NameRules | None = None,
         config: ResolverConfig | None = None,
+        server_logins: ServerLogins | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.rules = rules or NameRules()
         self.config = config or ResolverConfig()
         self._reader = reader
+        self._server_logins = server_logins
         self._clock = clock
         self._shared_id: int | None = None
         self.health = Health(clock)
@@ -153,15 +166,19 @@ class Resolver:
             backoff=self.config.backoff,
         )
 
-    async def resolve(self, selectors: Selectors) -> Resolution:
-        """Find the route and the login of a connection.
+    async def resolve(self, selectors: Selectors, address: str | None = None) -> Resolution:
+        """Find the route and the login of a connection; from an address that the tenant does not allow, no login.
 
         Raises Failure at once only for what depends on no tenant's existence: no tenant named, options and host
         name that contradict each other, a registry that is down and not needed for tenants already known; with
-        `reveal_tenants` also for whatever the client would be told after its login.
+        `reveal_tenants` also for whatever the client would be told after its login.  And for a tenant whose server has
+        to be asked for the login and cannot be.
         """
         reading = self._read(selectors)
-        survey = await self._survey(reading)
+        try:
+            survey = await self._survey(reading, address)
+        except CannotAsk:
+            raise Failure(VERIFIERS_UNAVAILABLE) from None
         failed = failure(survey) if survey.certain else Failure(REGISTRY_DOWN)
         if failed is not None and (self.config.reveal_tenants or not survey.certain):
             raise failed
@@ -176,16 +193,35 @@ class Resolver:
             settings=reading.settings,
             mock_selector=survey.mock_selector,
             survey=survey,
+            barred=survey.route is not None and not allows(survey.route, address),
         )
 
-    async def explain(self, selectors: Selectors) -> Explanation:
-        """Explain how a connection is understood, whether or not it would be refused."""
+    async def explain(self, selectors: Selectors, address: str | None = None) -> Explanation:
+        """Explain how a connection is understood, whether or not it would be refused.
+
+        No server is asked: where one would be, the explanation says so.
+        """
         try:
             reading = self._read(selectors)
         except Failure as refusal_:
             return refused(selectors, refusal_)
-        survey = await self._survey(reading)
-        return explanation(survey, failure(survey) if survey.certain else Failure(REGISTRY_DOWN))
+        survey = await self._survey(reading, address, asks_servers=False)
+        failed = failure(survey) if survey.certain else Failure(REGISTRY_DOWN)
+        route = survey.route
+        return explanation(
+            survey,
+            failed,
+            asks_server=route is not None and self._asks(route),
+            barred=route is not None and not allows(route, address),
+        )
+
+    def doubt(self, resolution: Resolution) -> None:
+        """Ask a server again for a role by whose verifier a login has failed: its password may be a new one."""
+        login, route = resolution.login, resolution.route
+        if self._server_logins is None or login is None or login.source is not VerifierSource.SERVER:
+            return
+        if route is not None and route.server is not None:
+            self._server_logins.doubt(route.tenant_id, route.server.server_id, login.user)
 
     async def mock_login(self, selector: bytes) -> ScramVerifier:
         """The verifier that stands in for a login that does not exist; raises Failure(REGISTRY_DOWN)."""
@@ -222,6 +258,8 @@ class Resolver:
     def apply_change(self, change: RouteChange) -> frozenset[int]:
         """Take one change of the log into account; returns the watched tenants that are asked for anew."""
         self.cache.apply(change)
+        if self._server_logins is not None:
+            self._server_logins.apply(change)
         affected = set(self._watches.affected_by(change))
         if self._shared_id is not None and self._is_stale(self._shared_id):
             affected.add(self._shared_id)
@@ -270,6 +308,8 @@ class Resolver:
         """Cancel what is in flight."""
         await self._watches.close()
         await self.lookups.close()
+        if self._server_logins is not None:
+            await self._server_logins.close()
 
     # Inside.
 
@@ -279,7 +319,7 @@ class Resolver:
             raise Failure(TENANT_NOT_NAMED)
         return reading
 
-    async def _survey(self, reading: Reading) -> Survey:
+    async def _survey(self, reading: Reading, address: str | None, *, asks_servers: bool = True) -> Survey:
         """Ask the questions that the spelling demands, always the same ones: timing shall not tell what exists."""
         await self._ask_shared()
         found = await self._find(reading.statements[0])
@@ -287,8 +327,8 @@ class Resolver:
         whole = await self._find(others[0]) if others else None
         whole_login: Answer[Login | None] = Answer(None)
         if whole is not None:
-            whole_login = await self.lookups.login(reading.exact_user, _id_of(whole.route))
-        login = await self.lookups.login(reading.user, _id_of(found.route))
+            whole_login = await self._login(reading.exact_user, whole.route, address, asks_servers=asks_servers)
+        login = await self._login(reading.user, found.route, address, asks_servers=asks_servers)
         return Survey(
             reading=reading,
             found=found,
@@ -298,6 +338,24 @@ class Resolver:
             whole_login=whole_login.value,
             whole_certain=whole_login.certain,
         )
+
+    async def _login(
+        self, user: str, route: Route | None, address: str | None, *, asks_servers: bool
+    ) -> Answer[Login | None]:
+        """Find a login in the registry, else on the tenant's server where that is asked; raises CannotAsk."""
+        answer = await self.lookups.login(user, NO_TENANT if route is None else route.tenant_id)
+        if route is not None and not allows(route, address):
+            return Answer(None)
+        if answer.value is not None or not answer.certain or route is None or not asks_servers:
+            return answer
+        if self._server_logins is None or not self._asks(route):
+            return answer
+        return Answer(await self._server_logins.login(route, user))
+
+    def _asks(self, route: Route) -> bool:
+        """Whether users without a login in the registry may be roles of the tenant's server."""
+        source = self.config.verifiers if route.verifiers is None else route.verifiers
+        return source is VerifierSource.SERVER and route.server is not None and route.server.auth is not None
 
     async def _find(self, statement: Statement) -> Found:
         certain = True
@@ -352,10 +410,6 @@ class Resolver:
     def _is_stale(self, tenant_id: int) -> bool:
         entry = self.cache.route(tenant_id)
         return entry is None or not self.cache.route_is_fresh(entry, self._clock())
-
-
-def _id_of(route: Route | None) -> int:
-    return NO_TENANT if route is None else route.tenant_id
 
 
 __all__ = ["Resolution", "Resolver", "ResolverConfig", "RouteUpdate", "RoutingStatus"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 
 from proxy.errors import (
     AMBIGUOUS_TENANT,
@@ -125,6 +126,19 @@ def fits(route: Route, statement: Statement) -> bool:
     if any(name == route.slug or name in route.aliases for name in statement.names):
         return True
     return statement.database is not None and statement.database == route.database_name
+
+
+def allows(route: Route, address: str | None) -> bool:
+    """Whether clients of a tenant may come from an address; None: it is not known, and nothing is held against it."""
+    if not route.networks or address is None:
+        return True
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return any(found in network for network in route.networks)
 
 
 def refusal(reading: Reading) -> Failure:
