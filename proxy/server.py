@@ -6,7 +6,6 @@ import asyncio
 import random
 import selectors
 import signal
-import ssl
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -28,7 +27,7 @@ from proxy.net.relay_loop import RelaySelector
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
 from proxy.net.time_keeper import TimeKeeper
-from proxy.net.tls import ServerTlsContexts, TlsConfigError
+from proxy.net.tls import TLS_VERSIONS, ServerTlsContexts, TlsConfigError
 from proxy.observability.http import Check, HttpEndpoint, ReloadFailed, Routes
 from proxy.observability.metrics import CONTENT_TYPE, NodeMetrics
 from proxy.pool.janitor import run_janitor
@@ -42,7 +41,7 @@ from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterTable
 from proxy.settings import Settings, SettingsError
 from proxy.version import build_info
-from registry.contract import RegistryReader, RegistryUnavailable
+from registry.contract import RegistryReader, RegistryUnavailable, TlsVersion
 from registry.errors import SecretError
 
 log = structlog.get_logger(__name__)
@@ -55,7 +54,6 @@ CERTIFICATE_LOOK: Final = 1.0
 DRAIN_STEP: Final = 0.05
 CLOSE_WAIT: Final = 1.0
 """Seconds that servers have to close their side when the node ends."""
-TLS_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class Node:
@@ -362,7 +360,7 @@ def client_tls(settings: Settings) -> ClientTls | None:
         tuple(_certificate_files(one) for one in listen.tls_certs),
         ClientTlsMode(listen.tls_mode),
         listen.tls_client_ca,
-        TLS_VERSIONS[listen.tls_min_version],
+        TLS_VERSIONS[TlsVersion(listen.tls_min_version)],
     )
     return ClientTls(config)
 

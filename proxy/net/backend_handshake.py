@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,7 +28,7 @@ from proxy.auth import (
 from proxy.net.endpoints import DialFailed, Endpoint, dial, find_endpoints
 from proxy.net.handshake_io import HandshakeSocket, PeerGone, TlsFailed
 from proxy.net.scram_keys import ScramKeyCache
-from proxy.net.tls import ServerTlsContexts, TlsConfigError
+from proxy.net.tls import ALPN, ServerTlsContexts, TlsConfigError
 from proxy.wire import ProtocolError, framing
 from proxy.wire.authentication import (
     AuthenticationCleartextPassword,
@@ -40,13 +41,23 @@ from proxy.wire.authentication import (
 )
 from proxy.wire.frontend import PasswordMessage, SASLInitialResponse, SASLResponse
 from proxy.wire.reports import BackendKeyData, ErrorResponse, NegotiateProtocolVersion
-from proxy.wire.startup import PROTOCOL_3_0, SSLRequest, StartupMessage
-from registry.contract import Address, ChannelBinding, Credentials, ServerInfo, TlsMode
+from proxy.wire.startup import PROTOCOL_3_0, PROTOCOL_3_2, SSLRequest, StartupMessage
+from registry.contract import (
+    Address,
+    ChannelBinding,
+    Credentials,
+    ProtocolVersion,
+    ServerInfo,
+    TlsMode,
+    TlsNegotiation,
+)
 
 MAX_MESSAGE: Final = 65_536
 """Longest body of a message that a server may send before it is ready, in bytes."""
 MAX_TOTAL: Final = 1 << 20
 """Bytes that a server may send altogether before it is ready."""
+
+PROTOCOLS: Final = {ProtocolVersion.V3_0: PROTOCOL_3_0, ProtocolVersion.V3_2: PROTOCOL_3_2}
 
 _MAX_SHOWN: Final = 300
 
@@ -121,19 +132,18 @@ async def open_backend(
     client_key: ClientKey | None = None,
     random: Callable[[int], bytes] = os.urandom,
     startup_parameters: Sequence[tuple[str, str]] = (),
-    protocol: int = PROTOCOL_3_0,
 ) -> ReadyBackend:
     """Log in to a database, at the first of the server's addresses that answers.
 
     `connect_timeout` is in seconds and for each address that is tried; the next one is tried only where a failure has
     nothing to do with the login itself.  `keys` spares hashing the password each time.  `client_key` stands in for the
-    password: with it there is only SCRAM.  `protocol` is the version asked for; a server that speaks an older one says
-    so, and that one is spoken.
+    password: with it there is only SCRAM.  A server that does not know the protocol that it is asked for names an older
+    one, which is spoken then.
 
     Raises BackendOpenFailed for the login that was refused, or the last address that failed.
     """
     parameters = (("user", credentials.user), ("database", database), *startup_parameters)
-    startup = StartupMessage(protocol, parameters)
+    startup = StartupMessage(PROTOCOLS[server.protocol], parameters)
     options = _Options(connect_timeout, tls_contexts, keys or ScramKeyCache(), client_key, random)
     failure = BackendOpenFailed(f'server "{server.name}" has no address', whole_server=True)
     for address in server.addresses:
@@ -157,18 +167,40 @@ async def connect(server: ServerInfo, endpoint: Endpoint, tls: ServerTlsContexts
     if context is None:
         return io
     try:
-        await io.send(SSLRequest().encode())
-        answer = await io.read_exactly(1)
-        if answer == b"S":
+        if server.tls_negotiation is TlsNegotiation.DIRECT:
+            await _begin_directly(io, context, endpoint.host)
+        elif await _may_begin_tls(io, server):
             await io.start_tls(context, server_hostname=endpoint.host)
-        elif answer != b"N":
-            raise TlsFailed("the server answered the request for TLS with an error")
-        elif server.tls_mode is not TlsMode.PREFER:
-            raise TlsFailed(f"the server does not speak TLS, but tls_mode is {server.tls_mode}")
     except BaseException:
         io.close()
         raise
     return io
+
+
+async def _begin_directly(io: HandshakeSocket, context: ssl.SSLContext, host: str) -> None:
+    """Begin with TLS at once; raises TlsFailed where the server does not know that."""
+    unknown = "it does not speak TLS from the first byte on, as PostgreSQL 17 and newer do"
+    try:
+        await io.start_tls(context, server_hostname=host)
+    except TlsFailed:
+        raise
+    except PeerGone:
+        raise TlsFailed(unknown) from None
+    if io.tls is None or io.tls.selected_alpn_protocol() != ALPN:
+        raise TlsFailed(unknown)
+
+
+async def _may_begin_tls(io: HandshakeSocket, server: ServerInfo) -> bool:
+    """Ask for TLS; raises TlsFailed where the server has none and has to."""
+    await io.send(SSLRequest().encode())
+    answer = await io.read_exactly(1)
+    if answer == b"S":
+        return True
+    if answer != b"N":
+        raise TlsFailed("the server answered the request for TLS with an error")
+    if server.tls_mode is not TlsMode.PREFER:
+        raise TlsFailed(f"the server does not speak TLS, but tls_mode is {server.tls_mode}")
+    return False
 
 
 async def _open_at(
@@ -342,9 +374,9 @@ class _Opening:
     def _refused(self, error: ErrorResponse) -> BackendOpenFailed:
         state = error.sqlstate
         whole = state is not None and state.startswith(_WHOLE_SERVER_CLASSES) and not _is_about_one(error)
-        said = _printable(error.message or "an error without a message")
+        said = printable(error.message or "an error without a message")
         summary = "it accepts no connections now" if whole else "it did not accept the login"
-        failure = self._failed(f"{said} (SQLSTATE {_printable(state or 'missing')})", summary, state, whole=whole)
+        failure = self._failed(f"{said} (SQLSTATE {printable(state or 'missing')})", summary, state, whole=whole)
         failure.key_refused = self._options.client_key is not None and state == _INVALID_PASSWORD
         return failure
 
@@ -367,6 +399,7 @@ def _split_status(body: bytes) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """What a server said, as it may stand in a log: without control characters, and not too long."""
     shown = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
     return "".join(character if character.isprintable() else "?" for character in shown)

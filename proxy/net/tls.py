@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from registry.contract import ServerInfo, TlsMode
+from proxy.net.handshake_io import tls_reason
+from registry.contract import ServerInfo, TlsMode, TlsTerms, TlsVersion
 
 ALPN: Final = "postgresql"
 """The protocol name of PostgreSQL, registered with IANA; without it direct TLS is refused."""
 
 MAX_CONTEXTS: Final = 256
+
+TLS_VERSIONS: Final = {TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3}
 
 
 class TlsConfigError(Exception):
@@ -54,20 +57,20 @@ def _as_file(data: bytes) -> Iterator[str]:
 
 
 class ServerTlsContexts:
-    """The contexts for connections to servers, one for each mode and authority."""
+    """The contexts for connections to servers, one for all whose terms are the same."""
 
     def __init__(self) -> None:
-        self._contexts: OrderedDict[tuple[TlsMode, str | None], ssl.SSLContext] = OrderedDict()
+        self._contexts: OrderedDict[TlsTerms, ssl.SSLContext] = OrderedDict()
 
     def context(self, server: ServerInfo) -> ssl.SSLContext | None:
         """The context for a server; None where TLS is not to be asked for.
 
         The modes are those of libpq, also in this: with an authority given, `require` checks the certificate against
-        it.  Raises TlsConfigError when the authority is no PEM certificate.
+        it.  Raises TlsConfigError when the authority, or the certificate that the server is shown, cannot be used.
         """
         if server.tls_mode is TlsMode.DISABLE:
             return None
-        wanted = (server.tls_mode, server.tls_ca)
+        wanted = server.tls
         context = self._contexts.get(wanted)
         if context is None:
             context = self._contexts[wanted] = _build_for_server(server)
@@ -80,8 +83,9 @@ class ServerTlsContexts:
 
 def _build_for_server(server: ServerInfo) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.minimum_version = TLS_VERSIONS[server.tls_min_version]
     context.set_alpn_protocols([ALPN])
+    _show_certificate(context, server)
     mode = server.tls_mode
     verifies = mode in {TlsMode.VERIFY_CA, TlsMode.VERIFY_FULL} or (mode is TlsMode.REQUIRE and bool(server.tls_ca))
     context.check_hostname = mode is TlsMode.VERIFY_FULL
@@ -99,6 +103,23 @@ def _build_for_server(server: ServerInfo) -> ssl.SSLContext:
             'Give the file of the certificate authority to "pgtenant server add --tls-ca".',
         ) from None
     return context
+
+
+def _show_certificate(context: ssl.SSLContext, server: ServerInfo) -> None:
+    if server.tls_cert is None:
+        return
+    reason: object = "its key cannot be opened with the encryption keys of this node"
+    if server.tls_key is not None:
+        try:
+            load_certificate(context, server.tls_cert.encode(), server.tls_key.reveal().encode())
+        except (ssl.SSLError, ValueError) as error:
+            reason = tls_reason(error) if isinstance(error, ssl.SSLError) else error
+        else:
+            return
+    raise TlsConfigError(
+        f'the certificate for server "{server.name}" cannot be used: {reason}',
+        'Set both anew with "pgtenant server set --tls-cert FILE --tls-key FILE".',
+    )
 
 
 def _no_password() -> str:

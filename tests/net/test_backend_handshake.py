@@ -7,6 +7,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.databases import Database
@@ -31,15 +32,15 @@ from proxy.demo.facts import ServerFacts
 from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_backend
 from proxy.net.scram_keys import CHEAP_ITERATIONS, ScramKeyCache
 from proxy.net.tls import ServerTlsContexts
-from proxy.wire.startup import PROTOCOL_3_0, PROTOCOL_3_2
-from registry.contract import Address, Credentials, Secret, ServerInfo, TlsMode
+from proxy.wire.startup import PROTOCOL_3_0
+from registry.contract import Address, Credentials, ProtocolVersion, Secret, ServerInfo, TlsMode
 
 CONTEXTS = ServerTlsContexts()
 ANN = Credentials("ann", Secret("right"))
 
 
-def server_at(*addresses: Address, tls_mode: TlsMode = TlsMode.DISABLE, tls_ca: str | None = None) -> ServerInfo:
-    return ServerInfo(1, "alpha", addresses, tls_mode=tls_mode, tls_ca=tls_ca)
+def server_at(*addresses: Address, tls_mode: TlsMode = TlsMode.DISABLE, **fields: Any) -> ServerInfo:
+    return ServerInfo(1, "alpha", addresses, tls_mode=tls_mode, **fields)
 
 
 async def opened(
@@ -49,7 +50,6 @@ async def opened(
     *,
     seconds: float = 10.0,
     keys: ScramKeyCache | None = None,
-    protocol: int = PROTOCOL_3_0,
     startup_parameters: tuple[tuple[str, str], ...] = (),
 ) -> ReadyBackend:
     return await open_backend(
@@ -59,7 +59,6 @@ async def opened(
         connect_timeout=seconds,
         tls_contexts=CONTEXTS,
         keys=keys,
-        protocol=protocol,
         startup_parameters=startup_parameters,
     )
 
@@ -93,22 +92,21 @@ def owner_of(database: Database) -> Credentials:
     return Credentials(database.role, Secret(database.password))
 
 
-@pytest.mark.parametrize("protocol", [PROTOCOL_3_0, PROTOCOL_3_2])
+@pytest.mark.parametrize("protocol", ProtocolVersion)
 async def test_a_real_server_is_logged_in_to(
-    any_pg: ServerFacts, make_database: Callable[..., Database], protocol: int
+    any_pg: ServerFacts, make_database: Callable[..., Database], protocol: ProtocolVersion
 ) -> None:
     database = make_database(any_pg)
     backend = await opened(
-        server_at(Address(any_pg.host, any_pg.port)),
+        server_at(Address(any_pg.host, any_pg.port), protocol=protocol),
         owner_of(database),
         database.name,
-        protocol=protocol,
         startup_parameters=(("application_name", "pgtenant"),),
     )
     with backend.sock:
         assert backend.params[b"server_version"].decode().startswith(str(any_pg.version))
         assert backend.params[b"application_name"] == b"pgtenant"
-        assert len(backend.key) == (32 if protocol == PROTOCOL_3_2 and any_pg.version >= 18 else 4)
+        assert len(backend.key) == (32 if protocol is ProtocolVersion.V3_2 and any_pg.version >= 18 else 4)
         assert not backend.tls
         assert not backend.sock.getblocking()
         assert backend.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -359,7 +357,7 @@ async def test_notices_and_a_negotiated_version_are_taken_in_their_stride() -> N
         await session.reader.read()
 
     async with FakeServer(script) as fake:
-        (await opened(server_at(Address("127.0.0.1", fake.port)), protocol=PROTOCOL_3_2)).sock.close()
+        (await opened(server_at(Address("127.0.0.1", fake.port)))).sock.close()
 
 
 ODD_LOGINS = {

@@ -18,8 +18,7 @@ from proxy.net.backend_handshake import ReadyBackend, open_backend
 from proxy.net.cancel import CancelUncertain, send_cancel
 from proxy.net.endpoints import Endpoint, find_endpoints
 from proxy.net.tls import ServerTlsContexts
-from proxy.wire.startup import PROTOCOL_3_0, PROTOCOL_3_2
-from registry.contract import Address, Credentials, Secret, ServerInfo, TlsMode
+from registry.contract import Address, Credentials, ProtocolVersion, Secret, ServerInfo, TlsMode
 
 CONTEXTS = ServerTlsContexts()
 
@@ -29,12 +28,10 @@ def wanted() -> bool:
 
 
 @asynccontextmanager
-async def sleeping_backend(server: ServerInfo, database: Database, protocol: int) -> AsyncIterator[ReadyBackend]:
+async def sleeping_backend(server: ServerInfo, database: Database) -> AsyncIterator[ReadyBackend]:
     """A backend in the middle of a long query."""
     credentials = Credentials(database.role, Secret(database.password))
-    backend = await open_backend(
-        server, database.name, credentials, connect_timeout=10, tls_contexts=CONTEXTS, protocol=protocol
-    )
+    backend = await open_backend(server, database.name, credentials, connect_timeout=10, tls_contexts=CONTEXTS)
     with backend.sock:
         backend.sock.settimeout(10)
         backend.sock.sendall(frame("Q", cstring("select pg_sleep(60)")))
@@ -49,15 +46,20 @@ def answer_of(backend: ReadyBackend) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("protocol", [PROTOCOL_3_0, PROTOCOL_3_2])
+@pytest.mark.parametrize("protocol", ProtocolVersion)
 @pytest.mark.parametrize("tls_mode", [TlsMode.DISABLE, TlsMode.PREFER, TlsMode.VERIFY_FULL])
 async def test_a_running_query_is_cancelled(
-    pg17: ServerFacts, make_database: Callable[..., Database], protocol: int, tls_mode: TlsMode
+    pg17: ServerFacts, make_database: Callable[..., Database], protocol: ProtocolVersion, tls_mode: TlsMode
 ) -> None:
     server = ServerInfo(
-        1, "alpha", (Address("localhost", pg17.port),), tls_mode=tls_mode, tls_ca=ca_file(pg17).read_text()
+        1,
+        "alpha",
+        (Address("localhost", pg17.port),),
+        tls_mode=tls_mode,
+        tls_ca=ca_file(pg17).read_text(),
+        protocol=protocol,
     )
-    async with sleeping_backend(server, make_database(pg17), protocol) as backend:
+    async with sleeping_backend(server, make_database(pg17)) as backend:
         assert await send_cancel(
             server, backend.address, backend.pid, backend.key, still_wanted=wanted, timeout=10, tls_contexts=CONTEXTS
         )
@@ -68,7 +70,7 @@ async def test_a_long_key_of_protocol_3_2_is_sent_whole(
     pg18: ServerFacts, make_database: Callable[..., Database]
 ) -> None:
     server = ServerInfo(1, "alpha", (Address(pg18.host, pg18.port),))
-    async with sleeping_backend(server, make_database(pg18), PROTOCOL_3_2) as backend:
+    async with sleeping_backend(server, make_database(pg18)) as backend:
         assert len(backend.key) == 32
         assert await send_cancel(
             server, backend.address, backend.pid, backend.key, still_wanted=wanted, timeout=10, tls_contexts=CONTEXTS
