@@ -26,7 +26,7 @@ SOURCES := $(BUILD_FILES) $(shell find proxy registry -type f -not -path '*/.*' 
 COMPILED_TESTS := $(wildcard tests/wire tests/session tests/pool tests/net tests/e2e tests/packaging/test_build_info.py)
 PYTEST := python -m pytest --numprocesses auto --dist loadfile --quiet $(PYTEST_ARGS)
 
-.PHONY: help demo test test-interpreted test-compiled lint format bench wheel clean FORCE
+.PHONY: help demo test test-interpreted test-compiled lint format fuzz bench wheel clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,14 @@ lint: .venv-dev/.installed ## ruff, mypy and the rules of which room may import 
 format: .venv-dev/.installed ## Format the source and mend what ruff can mend
 	@$(DEV)/ruff format --quiet .
 	$(DEV)/ruff check --quiet --fix .
+
+fuzz: .venv-dev/.installed ## Try the readers of what others send with made-up bytes, with atheris (ARGS="--help")
+	@$(DEV)/python -c 'import atheris' 2>/dev/null || $(DEV)/pip install -qq 'pgtenant[fuzz]' || {
+		echo "atheris, which finds the bytes to try, cannot be installed here; nothing was fuzzed." >&2
+		echo "It is made for CPython on x86-64 Linux.  The suite tries random bytes without it: make test-interpreted PYTEST_ARGS=tests/fuzz" >&2
+		exit 1
+	}
+	cd tests && PYTHONPATH=..:. exec ../$(DEV)/python -m harness.fuzz $(ARGS)
 
 bench: .venv/.testable ## Measure against a direct connection and against PgBouncer (ARGS="--help")
 	@$(RUN)/python -m bench $(ARGS)
