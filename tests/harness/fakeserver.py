@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
@@ -167,14 +168,16 @@ Script: TypeAlias = Callable[[FakeSession], Awaitable[None]]
 
 
 class FakeServer:
-    """Listens on a free port of 127.0.0.1 and plays `script` for every connection.
+    """Listens on a free port of 127.0.0.1 and plays `script` for every connection, which begins with TLS where there is
+    a context for it.
 
     `async with FakeServer(script) as server` ends them all at the end.  A client that leaves in the middle is part of
     the game; any other exception of a script is raised at the end.
     """
 
-    def __init__(self, script: Script = well_behaved) -> None:
+    def __init__(self, script: Script = well_behaved, tls: ssl.SSLContext | None = None) -> None:
         self.script = script
+        self.tls = tls
         self.sessions: list[FakeSession] = []
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -198,7 +201,7 @@ class FakeServer:
             session.writer.close()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._begin, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._begin, "127.0.0.1", 0, ssl=self.tls)
         return self
 
     async def __aexit__(
