@@ -166,7 +166,7 @@ CHANNEL_BINDING_FAILED: Final = ErrorSpec(
     log_level="warning",
     text="channel binding failed: {reason}",
     hint="Something between client and proxy, such as a load balancer, has a TLS connection of its own with each.  "
-    "Let it pass TLS through, or let the operator set listen.channel_binding = false.",
+    "Let it pass TLS through, or let the operator set auth.channel_binding = false.",
     retry_safe=False,
 )
 CLEARTEXT_FORBIDDEN: Final = ErrorSpec(

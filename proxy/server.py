@@ -8,12 +8,15 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
 import structlog
 
+from proxy.auth import ClientKeys, Slowdown
 from proxy.errors import SHUTTING_DOWN, TERMINATED, Failure
+from proxy.net.auth_query import AskSettings, AuthQueries
 from proxy.net.client_handshake import AuthPolicy, GreetPolicy
 from proxy.net.client_link import ClientLink
 from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode
@@ -36,12 +39,13 @@ from proxy.pool.tenancy import Defaults, Target, Tenancy
 from proxy.routing.cache import CacheLimits
 from proxy.routing.names import NameRules, name_rules
 from proxy.routing.resolver import Resolver, ResolverConfig, RouteUpdate
+from proxy.routing.server_logins import ServerLoginLimits, ServerLogins
 from proxy.routing.snapshot import Sealer, SnapshotFile, SnapshotKeeper
 from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterTable
 from proxy.settings import Settings, SettingsError
 from proxy.version import build_info
-from registry.contract import RegistryReader, RegistryUnavailable, TlsVersion
+from registry.contract import RegistryReader, RegistryUnavailable, TlsVersion, VerifierSource
 from registry.errors import SecretError
 
 log = structlog.get_logger(__name__)
@@ -81,7 +85,21 @@ class Node:
         self.table = ParameterTable()
         self.statuses = StatusCache()
         self.client_tls = client_tls(settings)
-        self.resolver = Resolver(reader, rules=rules_of(settings), config=resolver_config(settings))
+        self.server_tls = ServerTlsContexts()
+        self.scram_keys = ScramKeyCache()
+        self.client_keys = ClientKeys(settings.auth.cached_keys)
+        self.auth_queries = AuthQueries(
+            AskSettings(settings.auth.verifier_timeout, settings.auth.idle_timeout),
+            clock=self.clock,
+            tls_contexts=self.server_tls,
+            keys=self.scram_keys,
+        )
+        self.server_logins = ServerLogins(
+            self.auth_queries.ask, self.client_keys, clock=self.clock, limits=server_login_limits(settings)
+        )
+        self.resolver = Resolver(
+            reader, rules=rules_of(settings), config=resolver_config(settings), server_logins=self.server_logins
+        )
         self.tenancy = Tenancy(
             self.ledger,
             self.hub.driver,
@@ -97,8 +115,10 @@ class Node:
             dial_settings(settings),
             spawn=self.spawn,
             chance=random.SystemRandom(),
-            tls_contexts=ServerTlsContexts(),
-            keys=ScramKeyCache(),
+            tls_contexts=self.server_tls,
+            keys=self.scram_keys,
+            client_keys=self.client_keys,
+            on_key_refused=partial(self.server_logins.doubt, surely=True),
         )
         self.door = FrontDoor(
             self.hub,
@@ -108,6 +128,7 @@ class Node:
             self.table,
             self.dialer,
             door_settings(settings, self.client_tls),
+            client_keys=self.client_keys,
             clock=self.clock,
         )
         self.times = TimeKeeper(self.hub, self.dialer, self.door.clients.values, spawn=self.spawn)
@@ -213,6 +234,7 @@ class Node:
             await self.http.stop()
         self.mailroom.close()
         await self.resolver.close()
+        self.auth_queries.close()
 
     async def _start_http(self) -> None:
         """Serve HTTP; raises ListenError."""
@@ -409,8 +431,15 @@ def resolver_config(settings: Settings) -> ResolverConfig:
         limits=limits,
         reveal_tenants=routing.reveal_tenants,
         shared_tenant=routing.shared_tenant,
+        verifiers=VerifierSource(settings.auth.verifiers),
         lookup_timeout=routing.lookup_timeout,
     )
+
+
+def server_login_limits(settings: Settings) -> ServerLoginLimits:
+    """How long and how many verifiers of servers are remembered."""
+    auth = settings.auth
+    return ServerLoginLimits(auth.verifier_ttl, auth.unknown_ttl, auth.cached_verifiers)
 
 
 def defaults_of(settings: Settings) -> Defaults:
@@ -447,13 +476,23 @@ def dial_settings(settings: Settings) -> DialSettings:
 
 def door_settings(settings: Settings, tls: ClientTls | None) -> DoorSettings:
     """What every login is held to."""
-    listen = settings.listen
+    listen, auth = settings.listen, settings.auth
     return DoorSettings(
         login_timeout=listen.login_timeout,
         max_clients=listen.max_clients,
         node_id=settings.node.id,
         greet=GreetPolicy(tls, listen.startup_max_bytes),
-        auth=AuthPolicy(allow_cleartext=listen.allow_cleartext_password, trust=listen.trust),
+        auth=AuthPolicy(
+            allow_cleartext=listen.allow_cleartext_password,
+            trust=listen.trust,
+            channel_binding=auth.channel_binding,
+        ),
+        slowdown=Slowdown(
+            first=auth.failure_delay,
+            # Somebody who has waited must still have the time to log in.
+            most=min(auth.failure_delay_most, listen.login_timeout / 2),
+            forget=auth.failure_memory,
+        ),
         shares_statements=settings.pool.max_prepared_statements > 0,
         proxied=ProxyPolicy(listen.trusted_networks) if listen.proxy_protocol == "require" else None,
     )

@@ -202,6 +202,53 @@ class PoolSettings(_Section):
         return self
 
 
+class AuthSettings(_Section):
+    """How clients prove who they are, and what becomes of those who cannot."""
+
+    verifiers: Literal["registry", "server"] = Field(
+        default="registry",
+        description="Where verifiers are of tenants that do not say: in the registry alone, or, for users who have no "
+        "login there, on the tenant's own server, if it has an auth role.",
+    )
+    verifier_ttl: Seconds = Field(
+        default=10.0, description="Seconds for which a server's verifier is used without asking it again."
+    )
+    unknown_ttl: Seconds = Field(
+        default=5.0, description="Seconds for which a role is remembered as one that the server does not let in."
+    )
+    verifier_timeout: Seconds = Field(
+        default=5.0, gt=0, description="Seconds that asking a server for a verifier may take."
+    )
+    idle_timeout: Seconds = Field(
+        default=30.0, gt=0, description="Seconds after which the connection for asking a server is closed."
+    )
+    cached_verifiers: Count = Field(default=20_000, description="Verifiers of servers remembered at most.")
+    cached_keys: Count = Field(
+        default=10_000, description="Keys of clients remembered at most, in memory only, for logging in as their role."
+    )
+    channel_binding: bool = Field(
+        default=True,
+        description="Whether clients over TLS are offered SCRAM-SHA-256-PLUS, which binds a login to its connection.",
+    )
+    failure_delay: Seconds = Field(
+        default=0.1,
+        description="Seconds that a login waits after some failures on the tenant from the same address; doubles with "
+        "each; 0 is never.",
+    )
+    failure_delay_most: Seconds = Field(default=5.0, description="Seconds that doubling ends at.")
+    failure_memory: Seconds = Field(
+        default=300.0, description="Seconds after the last failure until all are forgotten."
+    )
+
+    @model_validator(mode="after")
+    def _delays_fit(self) -> AuthSettings:
+        if self.failure_delay > self.failure_delay_most:
+            raise ValueError(
+                f"failure_delay ({self.failure_delay:g}) is above failure_delay_most ({self.failure_delay_most:g})"
+            )
+        return self
+
+
 class RoutingSettings(_Section):
     """How a connection names its tenant."""
 
@@ -287,6 +334,7 @@ class Settings(_Section):
 
     listen: ListenSettings = ListenSettings()
     http: HttpSettings = HttpSettings()
+    auth: AuthSettings = AuthSettings()
     pool: PoolSettings = PoolSettings()
     routing: RoutingSettings = RoutingSettings()
     registry: RegistrySettings = RegistrySettings()

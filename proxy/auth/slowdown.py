@@ -12,6 +12,9 @@ from typing import Final, TypeAlias
 
 MAX_ENTRIES: Final = 10_000
 
+FREE: Final = 3
+"""Failures that anybody may have who types."""
+
 Attempts: TypeAlias = tuple[str, str]
 """What failures are counted by: the tenant as it was spelled, and the address."""
 
@@ -28,8 +31,8 @@ class _Failures:
 class Slowdown:
     """The failures of the `limit` tenants and addresses that last had one.
 
-    The first failure costs nothing, the second attempt waits `first` seconds, each later one twice as long, up to
-    `most`.  All is forgiven with a success, or `forget` seconds after the last failure.  `first` 0 switches it off.
+    After `FREE` failures an attempt waits `first` seconds, and twice as long after each further one, up to `most`.  All
+    is forgiven with a success, or `forget` seconds after the last failure.  `first` 0 switches it off.
     """
 
     def __init__(self, *, first: float, most: float, forget: float, limit: int = MAX_ENTRIES) -> None:
@@ -42,9 +45,9 @@ class Slowdown:
     def delay(self, attempts: Attempts, now: float) -> float:
         """Seconds that an attempt has to wait before it is looked at."""
         failures = self._current(attempts, now)
-        if failures is None:
+        if failures is None or failures.count < FREE:
             return 0.0
-        doublings = min(failures.count - 1, _MOST_DOUBLINGS)
+        doublings = min(failures.count - FREE, _MOST_DOUBLINGS)
         return min(self._most, self._first * 2.0**doublings)
 
     def failed(self, attempts: Attempts, now: float) -> None:

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 import structlog
 
+from proxy.auth import ClientKey, ClientKeys
 from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_backend
 from proxy.net.backend_link import BackendLink, link_of
 from proxy.net.cancel import CancelUncertain, send_cancel
-from proxy.net.hub import Hub
+from proxy.net.hub import KEY_REFUSED, Hub
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
 from proxy.net.tls import ServerTlsContexts
-from proxy.pool.ledger import CLOSING, FLAG_OBSOLETE, GONE, BackendEntry
-from proxy.pool.tenancy import Target
+from proxy.pool.ledger import CLOSING, FLAG_OBSOLETE, GONE, BackendEntry, PoolLedger
+from proxy.pool.tenancy import PassThrough, Target
 from proxy.session.parameters import ParameterSet
-from registry.contract import ServerInfo
+from registry.contract import Credentials, ServerInfo
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +52,8 @@ class Opened:
 class Dialer:
     """Opens backends for one node.
 
-    `spawn` starts a coroutine as a task that the node owns.
+    `spawn` starts a coroutine as a task that the node owns.  `client_keys` are those of roles that pass through;
+    `on_key_refused` is told the tenant, server and role of each that a server does not take.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Dialer:
         chance: random.Random,
         tls_contexts: ServerTlsContexts,
         keys: ScramKeyCache,
+        client_keys: ClientKeys,
+        on_key_refused: Callable[[int, int, str], None],
     ) -> None:
         self._hub = hub
         self._statuses = statuses
@@ -74,6 +78,8 @@ class Dialer:
         self._chance = chance
         self._tls = tls_contexts
         self._keys = keys
+        self._client_keys = client_keys
+        self._on_key_refused = on_key_refused
         self._cancels = asyncio.Semaphore(settings.max_cancels)
         self._where: dict[BackendEntry, Opened] = {}
 
@@ -82,15 +88,20 @@ class Dialer:
         target = entry.target
         assert isinstance(target, Target)
         try:
+            credentials, client_key = self._credentials(entry.pool, target.credentials)
             ready = await open_backend(
                 target.server,
                 target.database,
-                target.credentials,
+                credentials,
                 connect_timeout=entry.pool.connect_timeout,
                 tls_contexts=self._tls,
                 keys=self._keys,
+                client_key=client_key,
             )
         except BackendOpenFailed as failure:
+            if failure.key_refused:
+                self._drop_key(entry.pool, target)
+                failure.sqlstate = KEY_REFUSED
             self._failed(entry, failure)
             return
         except Exception:
@@ -101,6 +112,28 @@ class Dialer:
             self._failed(entry, BackendOpenFailed("the node is shutting down", whole_server=False))
             raise
         self._take(entry, ready, target)
+
+    def _credentials(
+        self, pool: PoolLedger, credentials: Credentials | PassThrough
+    ) -> tuple[Credentials, ClientKey | None]:
+        """As whom to log in, and with which client's key, if it is with one; raises BackendOpenFailed without it."""
+        if not isinstance(credentials, PassThrough):
+            return credentials, None
+        key = self._client_keys.find((pool.tenant.tenant_id, credentials.user), credentials.serial)
+        if key is None:
+            text = f'nobody has proved the password of role "{credentials.user}" lately'
+            raise BackendOpenFailed(text, whole_server=False, key_refused=True)
+        return Credentials(credentials.user), key
+
+    def _drop_key(self, pool: PoolLedger, target: Target) -> None:
+        """Forget a key that the server does not take, and what it has said of the role; without a key, open nothing."""
+        credentials = target.credentials
+        assert isinstance(credentials, PassThrough)
+        tenant_id = pool.tenant.tenant_id
+        self._client_keys.drop((tenant_id, credentials.user), credentials.serial)
+        self._on_key_refused(tenant_id, target.server.server_id, credentials.user)
+        if pool.target is target:
+            pool.min_size = 0
 
     async def cancel(self, entry: BackendEntry, still_wanted: Callable[[], bool]) -> None:
         """Send a cancel request for what a backend does, if `still_wanted` says so once it can be sent.

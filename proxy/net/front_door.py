@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from proxy.auth import ClientKey, ClientKeys, Slowdown, neighbourhood
 from proxy.errors import (
     CERTIFICATE_OF_ANOTHER,
     INTERNAL,
@@ -22,6 +23,7 @@ from proxy.errors import (
     PROTOCOL_VIOLATION,
     QUERY_CANCELED,
     TENANT_TOO_MANY_CLIENTS,
+    TERMINATED,
     TOO_MANY_CLIENTS,
     Failure,
 )
@@ -42,7 +44,7 @@ from proxy.net.client_link import ClientLink
 from proxy.net.client_tls import ClientTlsMode
 from proxy.net.dialer import Dialer, serving
 from proxy.net.handshake_io import HandshakeSocket, TlsFailed, Turnstile
-from proxy.net.hub import Hub, held_back
+from proxy.net.hub import KEY_REFUSED, Hub, held_back
 from proxy.net.link_host import MODE_SESSION
 from proxy.net.listener import PeerAddress
 from proxy.net.probe import Probe
@@ -50,7 +52,7 @@ from proxy.net.real_address import HeaderRefused, ProxyPolicy, real_address
 from proxy.net.statuses import StatusCache
 from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
 from proxy.pool.pool import NEVER
-from proxy.pool.tenancy import Tenancy
+from proxy.pool.tenancy import PassThrough, Tenancy
 from proxy.routing.lookups import SingleFlight
 from proxy.routing.names import selectors_from_startup
 from proxy.routing.resolver import Resolution, Resolver
@@ -60,6 +62,7 @@ from proxy.session.replies import PIN_SESSION
 from proxy.session.statements import StatementTable
 from proxy.wire import ProtocolError
 from proxy.wire.reports import ErrorResponse
+from registry.contract import Credentials, Route, VerifierSource
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +82,7 @@ class DoorSettings:
     node_id: int
     greet: GreetPolicy
     auth: AuthPolicy
+    slowdown: Slowdown
     shares_statements: bool = False
     proxied: ProxyPolicy | None = None
 
@@ -105,6 +109,12 @@ class Visit:
     deadline: asyncio.Timeout | None = None
     user: str | None = None
     tenant: str | None = None
+    barred: bool = False
+
+    @property
+    def host(self) -> str:
+        """The address without its port."""
+        return self.address.rpartition(":")[0]
 
 
 class SettingsRefused(Exception):
@@ -131,9 +141,12 @@ class FrontDoor:
         dialer: Dialer,
         settings: DoorSettings,
         *,
+        client_keys: ClientKeys,
         clock: Callable[[], float],
     ) -> None:
         self._hub = hub
+        self._client_keys = client_keys
+        self._slowdown = settings.slowdown
         self._resolver = resolver
         self._tenancy = tenancy
         self._statuses = statuses
@@ -148,6 +161,7 @@ class FrontDoor:
         self.clients: dict[int, ClientLink] = {}
         self.refused: dict[str, int] = {}
         self.logins = 0
+        self.slowed = 0
         self.internal_errors = 0
         self.stopping = False
 
@@ -220,9 +234,9 @@ class FrontDoor:
             raise Failure(TOO_MANY_CLIENTS, limit=self._settings.max_clients)
         selectors = selectors_from_startup(startup, greeting.sni, self._resolver.rules)
         visit.user = selectors.user
-        resolution = await self._resolver.resolve(selectors)
+        resolution = await self._resolver.resolve(selectors, visit.host)
         visit.tenant = resolution.route.slug if resolution.route is not None else None
-        proof = await authenticate(io, selectors.user, resolution, self._settings.auth, channel_of(greeting))
+        proof = await self._prove(io, greeting, resolution, visit)
         if resolution.failure is not None:
             raise resolution.failure
         _keep_to_own_limit(visit, resolution)
@@ -230,6 +244,30 @@ class FrontDoor:
         if tls is not None and tls.mode is ClientTlsMode.VERIFY_FULL:
             check_owner(greeting, resolution)
         await self._admit(io, greeting, resolution, visit, proof)
+
+    async def _prove(self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, visit: Visit) -> Proof:
+        """Have a client prove who it is; after failures only once it has waited, whether or not it would succeed now.
+
+        Else who guesses would know at once which answers are worth waiting for.
+        """
+        attempts = (resolution.spelled, neighbourhood(visit.host))
+        delay = self._slowdown.delay(attempts, self._clock())
+        if delay:
+            self.slowed += 1
+            log.info("login slowed", tenant=visit.tenant, user=visit.user, address=visit.address, seconds=delay)
+            await asyncio.sleep(delay)
+        try:
+            proof = await authenticate(
+                io, resolution.selectors.user, resolution, self._settings.auth, channel_of(greeting)
+            )
+        except Failure as failure:
+            if failure is resolution.refusal:
+                self._slowdown.failed(attempts, self._clock())
+                self._resolver.doubt(resolution)
+                visit.barred = resolution.barred
+            raise
+        self._slowdown.succeeded(attempts)
+        return proof
 
     async def _admit(
         self,
@@ -240,14 +278,14 @@ class FrontDoor:
         proof: Proof,
     ) -> None:
         """Give an authenticated client its place, or refuse it for want of one."""
-        pool = self._pool_of(resolution)
+        pool = self._pool_of(resolution, proof)
         tenant = pool.tenant
         if tenant.clients >= tenant.max_clients:
             raise Failure(TENANT_TOO_MANY_CLIENTS, tenant=tenant.slug, limit=tenant.max_clients)
         tenant.clients += 1
         try:
             parameters = self._parameters_of(resolution)
-            statuses = await self._statuses_for(pool, parameters)
+            statuses = await self._statuses_for(pool, parameters, resolution)
             pid, key = self._new_key(greeting.minor)
             await io.send(proof.final + login_complete(statuses, pid, key))
             if pool.flags & FLAG_HELD_BACK:
@@ -278,20 +316,35 @@ class FrontDoor:
             duration=round(self._clock() - visit.started, 4),
         )
 
-    def _pool_of(self, resolution: Resolution) -> PoolLedger:
+    def _pool_of(self, resolution: Resolution, proof: Proof) -> PoolLedger:
         assert resolution.route is not None
         # The route may have changed while the client proved who it is.
         route = self._resolver.current(resolution.route.tenant_id) or resolution.route
         failure = state_failure(route)
         if failure is not None:
             raise failure
-        override = resolution.login.role if resolution.login is not None else None
+        override = self._role_of(resolution, route, proof)
         if (override or route.role) is None or route.server is None or route.database_name is None:
             raise Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, without a database or a role")
         pool = self._tenancy.pool_for(route, override, self._hub.selector.now)
         if pool.flags & FLAG_HELD_BACK:
             raise held_back(pool)
         return pool
+
+    def _role_of(self, resolution: Resolution, route: Route, proof: Proof) -> Credentials | PassThrough | None:
+        """The role in place of the route's own: a login's, or a role of the server itself, with the key it has shown.
+
+        Such a role never gets another one's credentials: on a server with many tenants it may be any tenant's.
+        """
+        login = resolution.login
+        if login is None or login.source is not VerifierSource.SERVER:
+            return None if login is None else login.role
+        if route.role is not None and route.role.user == login.user and route.role.password is not None:
+            return None
+        if proof.client_key is None:
+            raise Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, and its users need SCRAM to log in")
+        key = ClientKey(resolution.verifier, proof.client_key)
+        return PassThrough(login.user, self._client_keys.keep((route.tenant_id, login.user), key))
 
     def _parameters_of(self, resolution: Resolution) -> ParameterSet:
         pairs = [
@@ -303,13 +356,21 @@ class FrontDoor:
         except ValueError as error:
             raise Failure(INVALID_OPTIONS, reason=error) from None
 
-    async def _statuses_for(self, pool: PoolLedger, parameters: ParameterSet) -> bytes:
-        """What the client is told of the server's parameters; a backend is needed only for what is not yet known."""
+    async def _statuses_for(self, pool: PoolLedger, parameters: ParameterSet, resolution: Resolution) -> bytes:
+        """What the client is told of the server's parameters; a backend is needed only for what is not yet known.
+
+        Where the server does not take a password that it took a moment ago, its change is what the client is told.
+        """
         known = self._statuses.get(pool, parameters)
         if known is not None:
             return known
         key = (pool, pool.generation, parameters)
-        return await self._flights.run(key, lambda: self._probe(pool, parameters))
+        try:
+            return await self._flights.run(key, lambda: self._probe(pool, parameters))
+        except Failure as failure:
+            if failure.spec is TERMINATED and pool.login_refused == KEY_REFUSED:
+                raise resolution.refusal from None
+            raise
 
     async def _probe(self, pool: PoolLedger, parameters: ParameterSet) -> bytes:
         future: asyncio.Future[Probe] = asyncio.get_running_loop().create_future()
@@ -353,6 +414,8 @@ class FrontDoor:
         await self._dialer.cancel(entry, lambda: serving(entry, client, readies))
 
     async def _refuse(self, io: HandshakeSocket, visit: Visit, failure: Failure) -> None:
+        if visit.barred:
+            log.warning("the tenant's clients may not come from this address", tenant=visit.tenant, address=visit.host)
         says = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}
         self._count_refusal(visit, failure.spec.name, failure.message, says[failure.spec.log_level])
         await send_failure(io, failure)

@@ -57,6 +57,7 @@ from proxy.pool.ledger import (
     Waiter,
 )
 from proxy.pool.pool import NEVER, Effects, PoolDriver
+from proxy.pool.tenancy import PASSED
 from proxy.session.desk import WHY_CHANGED, WHY_DUPLICATE
 
 MAIL_OPEN: Final = 1
@@ -79,6 +80,9 @@ TIMEOUTS: Final = (
     "connect_timeout",
 )
 """The time limits that are counted, by the names of their settings."""
+
+KEY_REFUSED: Final = "28P01"
+"""The SQLSTATE of a server that does not take the key of a role that passes through."""
 
 
 class Mail:
@@ -178,6 +182,8 @@ class Hub(Effects, LinkHost):
         if reason == REFUSED_QUEUE_FULL:
             return Failure(TOO_MANY_WAITING, tenant=tenant.slug, limit=tenant.max_waiting)
         if reason == REFUSED_SERVER_DOWN:
+            if pool.login_refused == KEY_REFUSED and pool.key[1].startswith(PASSED):
+                return Failure(TERMINATED, reason=f'the password of role "{pool.role}" has changed')
             if pool.login_refused:
                 return Failure(BACKEND_LOGIN_FAILED, tenant=tenant.slug, sqlstate=pool.login_refused)
             return Failure(SERVER_DOWN, tenant=tenant.slug, reason=pool.last_error or "the last connection failed")

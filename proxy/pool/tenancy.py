@@ -38,12 +38,20 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
+class PassThrough:
+    """A role that logs in with the key that its client has shown; `serial` tells which one, the key is elsewhere."""
+
+    user: str
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What is needed to open a backend: where, which database, as whom, and for which generation of the route."""
 
     server: ServerInfo
     database: str
-    credentials: Credentials
+    credentials: Credentials | PassThrough
     generation: int
 
     def leads_where(self, other: object) -> bool:
@@ -83,9 +91,10 @@ class Tenancy:
         self.counters: dict[int, Counters] = {}
         self.slugs: dict[int, str] = {}
 
-    def pool_for(self, route: Route, override: Credentials | None, now: float) -> PoolLedger:
+    def pool_for(self, route: Route, override: Credentials | PassThrough | None, now: float) -> PoolLedger:
         """Find or make the pool of this tenant and role: the route's own, or that with which a login overrides it.
 
+        Another key of a role that passes through makes the backends obsolete that were opened with the one before.
         Raises ValueError for a route without a server or database: such a tenant cannot be served.
         """
         role = override or route.role
@@ -99,7 +108,7 @@ class Tenancy:
             self.slugs[route.tenant_id] = route.slug
             self.node.tenants[route.tenant_id] = tenant
             self._limit_tenant(tenant, route)
-        key = (route.tenant_id, override.user if override is not None else ROUTES_OWN)
+        key = (route.tenant_id, _pool_name(override))
         pool = self.node.pools.get(key)
         if pool is None:
             pool = PoolLedger(tenant, self._server(route.server), role.user)
@@ -166,7 +175,7 @@ class Tenancy:
         pool.held_back_state = route.state.value if route is not None else ""
         self.driver.hold_back(pool, now)
 
-    def _renew(self, pool: PoolLedger, route: Route, role: Credentials, now: float) -> None:
+    def _renew(self, pool: PoolLedger, route: Route, role: Credentials | PassThrough, now: float) -> None:
         """Let a pool lead to the same place as its route and role do; what leads elsewhere becomes obsolete."""
         target = pool.target
         self._point(pool, route, role)
@@ -181,7 +190,7 @@ class Tenancy:
         tenant.max_clients = _pick(limits.max_clients, defaults.max_clients)
         tenant.max_waiting = _pick(limits.max_waiting, defaults.max_waiting)
 
-    def _point(self, pool: PoolLedger, route: Route, role: Credentials) -> None:
+    def _point(self, pool: PoolLedger, route: Route, role: Credentials | PassThrough) -> None:
         """Set what a pool takes from its route."""
         assert route.server is not None
         assert route.database_name is not None
@@ -203,19 +212,33 @@ class Tenancy:
     def _server(self, info: ServerInfo) -> ServerLedger:
         server = self.node.servers.get(info.server_id)
         if server is None:
-            server = ServerLedger(info.server_id, info.name, max(1, info.max_connections))
+            server = ServerLedger(info.server_id, info.name, capacity(info))
             self.node.servers[info.server_id] = server
             self.node.refresh_flags()
         else:
             server.name = info.name
-            server.max_connections = max(1, info.max_connections)
+            server.max_connections = capacity(info)
         return server
 
 
 ROUTES_OWN: Final = ""
 """Stands in a pool's key for the route's own role, which may change its name."""
 
+PASSED: Final = "\0"
+"""Begins the name of a pool whose role passes through; with stored credentials, the same role is another pool."""
+
 MODES = {PoolMode.TRANSACTION: 0, PoolMode.SESSION: 1, PoolMode.STATEMENT: 2}
+
+
+def capacity(server: ServerInfo) -> int:
+    """How many backends a server may have: where it is asked for verifiers, one connection is kept for that."""
+    return max(1, server.max_connections - (server.auth is not None))
+
+
+def _pool_name(override: Credentials | PassThrough | None) -> str:
+    if override is None:
+        return ROUTES_OWN
+    return PASSED + override.user if isinstance(override, PassThrough) else override.user
 
 
 def _times(limits: Limits, defaults: Defaults) -> TimeLimits:
