@@ -189,7 +189,7 @@ class PoolSettings(_Section):
         default=5.0, description="Seconds after which a backend that does not close counts as lingering."
     )
     cancel_wait: Seconds = Field(default=10.0, gt=0, description="Seconds that a cancel request to a server may take.")
-    max_cancels: Count = Field(default=32, description="Cancel requests under way at once.")
+    max_cancels: Count = Field(default=32, description="Cancel requests under way at once on one server.")
 
     @model_validator(mode="after")
     def _caps_fit(self) -> PoolSettings:

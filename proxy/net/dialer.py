@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -23,6 +24,9 @@ from proxy.session.parameters import ParameterSet
 from registry.contract import Credentials, ServerInfo
 
 log = structlog.get_logger(__name__)
+
+CANCELS_PER_BACKEND: Final = 2
+"""Cancel requests of clients for one backend at once; a second one may come for the next request of the same client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Dialer:
         self._keys = keys
         self._client_keys = client_keys
         self._on_key_refused = on_key_refused
-        self._cancels = asyncio.Semaphore(settings.max_cancels)
+        self._cancels: dict[int, asyncio.Semaphore] = {}
         self._where: dict[BackendEntry, Opened] = {}
 
     async def open(self, entry: BackendEntry) -> None:
@@ -138,16 +142,23 @@ class Dialer:
     async def cancel(self, entry: BackendEntry, still_wanted: Callable[[], bool]) -> None:
         """Send a cancel request for what a backend does, if `still_wanted` says so once it can be sent.
 
-        From then until the server has closed that connection the backend serves nobody else.
+        From then until the server has closed that connection the backend serves nobody else.  Nothing is done where
+        `CANCELS_PER_BACKEND` requests for it are under way: one of those is as good.
         """
+        if entry.cancels < CANCELS_PER_BACKEND:
+            await self._cancel(entry, still_wanted)
+
+    async def _cancel(self, entry: BackendEntry, still_wanted: Callable[[], bool]) -> None:
         opened = self._where.get(entry)
         link = entry.link
         if opened is None or not isinstance(link, BackendLink) or not opened.ready.key:
             return
         self._hub.driver.cancel_begins(entry)
         certain = False
+        # A server that does not answer holds up no cancel request but its own.
+        turns = self._cancels.setdefault(opened.server.server_id, asyncio.Semaphore(self._settings.max_cancels))
         try:
-            async with self._cancels:
+            async with turns:
                 await send_cancel(
                     opened.server,
                     opened.ready.address,
@@ -165,7 +176,7 @@ class Dialer:
 
     def cancel_closing(self, entry: BackendEntry) -> None:
         """Make a server notice that the client of a busy backend is gone."""
-        self._spawn(self.cancel(entry, lambda: entry.state >= CLOSING and entry.state != GONE))
+        self._spawn(self._cancel(entry, lambda: entry.state >= CLOSING and entry.state != GONE))
 
     def gone(self, entry: BackendEntry) -> None:
         """Forget a backend that is closed."""

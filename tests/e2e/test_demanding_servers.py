@@ -23,7 +23,6 @@ from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.facts import ServerFacts
 from registry import cli
 from registry.contract import Address, Secret, TlsMode, TlsNegotiation, TlsVersion
-from registry.domain.models import ServerChange
 
 PROXY = {"pool": {"retry_most": 0.3}}
 FACTS = """
@@ -73,7 +72,6 @@ def certificate(authority: trustme.CA, name: str = "pgtenant") -> dict[str, Any]
 
 def tenant_on(world: World, server: ServerFacts, authority: trustme.CA, **fields: Any) -> TenantUnderTest:
     """A tenant whose server is entered under a name of its own, with this way of using TLS."""
-    tenant = world.tenant(server)
     wanted: dict[str, Any] = {
         "addresses": (Address("localhost", server.port),),
         "tls_mode": TlsMode.VERIFY_FULL,
@@ -82,9 +80,7 @@ def tenant_on(world: World, server: ServerFacts, authority: trustme.CA, **fields
         "admin_password": Secret(server.password),
         **fields,
     }
-    world.registry.do(lambda service: service.add_server(f"of-{tenant.slug}", ServerChange(**wanted)))
-    world.registry.set_tenant(tenant.slug, server=f"of-{tenant.slug}")
-    return tenant
+    return world.tenant_on_own_server(server, **wanted)
 
 
 def is_served(world: World, tenant: TenantUnderTest) -> bool:

@@ -13,20 +13,11 @@ from harness.waiting import wait_until
 from harness.world import World
 
 from proxy.demo.facts import ServerFacts
-from registry.contract import Address, TlsMode
+from registry.contract import TlsMode
 from registry.domain.models import ServerChange
 
 PROXY = {"pool": {"retry_most": 0.3}}
 IS_ENCRYPTED = "select ssl from pg_stat_ssl where pid = pg_backend_pid()"
-
-
-def tenant_on(world: World, server: ServerFacts, mode: TlsMode, ca: str | None = None) -> TenantUnderTest:
-    """A tenant whose server is entered under a name of its own, with this way of using TLS."""
-    tenant = world.tenant(server)
-    change = ServerChange(addresses=(Address(server.host, server.port),), tls_mode=mode, tls_ca=ca)
-    world.registry.do(lambda service: service.add_server(f"of-{tenant.slug}", change))
-    world.registry.set_tenant(tenant.slug, server=f"of-{tenant.slug}")
-    return tenant
 
 
 @pytest.mark.parametrize("mode", TlsMode)
@@ -34,7 +25,7 @@ def test_a_server_with_tls_is_reached_in_every_mode_and_cancelled_too(
     mode: TlsMode, world: World, pg17: ServerFacts
 ) -> None:
     ca = ca_file(pg17).read_text() if mode in {TlsMode.VERIFY_CA, TlsMode.VERIFY_FULL} else None
-    tenant = tenant_on(world, pg17, mode, ca)
+    tenant = world.tenant_on_own_server(pg17, tls_mode=mode, tls_ca=ca)
     with login(world.proxy, tenant) as client:
         assert client.rows(IS_ENCRYPTED) == [("f" if mode is TlsMode.DISABLE else "t",)]
         (big,) = client.rows("select repeat('x', 3000000)")[0]
@@ -51,7 +42,7 @@ def test_a_server_with_tls_is_reached_in_every_mode_and_cancelled_too(
 
 
 def test_a_server_without_tls_is_refused_where_tls_is_required(world: World, pg18: ServerFacts) -> None:
-    tenant = tenant_on(world, pg18, TlsMode.REQUIRE)
+    tenant = world.tenant_on_own_server(pg18, tls_mode=TlsMode.REQUIRE)
     with pytest.raises(psycopg.OperationalError, match="cannot be reached now"):
         psycopg.connect(world.url(tenant))
     world.registry.do(lambda service: service.set_server(f"of-{tenant.slug}", ServerChange(tls_mode=TlsMode.PREFER)))
@@ -60,7 +51,7 @@ def test_a_server_without_tls_is_refused_where_tls_is_required(world: World, pg1
 
 def test_a_server_whose_certificate_is_from_somebody_else_gets_no_password(world: World, pg17: ServerFacts) -> None:
     stranger = trustme.CA().cert_pem.bytes().decode()
-    tenant = tenant_on(world, pg17, TlsMode.VERIFY_FULL, stranger)
+    tenant = world.tenant_on_own_server(pg17, tls_mode=TlsMode.VERIFY_FULL, tls_ca=stranger)
     with pytest.raises(psycopg.OperationalError, match="TLS failed"):
         psycopg.connect(world.url(tenant))
     assert tenant.database.backends() == 0

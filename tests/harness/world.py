@@ -12,6 +12,8 @@ from harness.proxy import ProxyProcess
 from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import wait_until
 from proxy.demo.facts import ServerFacts
+from registry.contract import Address, Limits
+from registry.domain.models import ServerChange
 
 
 class World:
@@ -41,6 +43,16 @@ class World:
         slug = f"t{next(self._numbers)}"
         tenant = self.registry.add_tenant(slug, database or self.database(place, slug, seed=seed), **change)
         self.tenants.append(tenant)
+        return tenant
+
+    def tenant_on_own_server(
+        self, place: ServerFacts, /, *, limits: Limits | None = None, **fields: Any
+    ) -> TenantUnderTest:
+        """A new tenant whose server is entered under a name of its own (`of-<slug>`), with fields of ServerChange."""
+        tenant = self.tenant(place, limits=limits or Limits())
+        change = ServerChange(**{"addresses": (Address(place.host, place.port),), **fields})
+        self.registry.do(lambda service: service.add_server(f"of-{tenant.slug}", change))
+        self.registry.set_tenant(tenant.slug, server=f"of-{tenant.slug}")
         return tenant
 
     def url(self, tenant: TenantUnderTest, **parameters: str) -> str:
