@@ -62,10 +62,14 @@ from proxy.session.replies import PIN_SESSION
 from proxy.session.statements import StatementTable
 from proxy.wire import ProtocolError
 from proxy.wire.reports import ErrorResponse
+from proxy.wire.startup import CancelRequest
 from registry.contract import Credentials, Route, VerifierSource
 
 log = structlog.get_logger(__name__)
 
+LONG_KEY: Final = 32
+SHORT_KEY: Final = 4
+"""All that protocol 3.0 has room for.  With the random part of the process id there are 56 bits to guess."""
 NODE_SHIFT: Final = 24
 """A cancel key's process id is the node's number above this bit, and random bits below it."""
 
@@ -158,6 +162,7 @@ class FrontDoor:
         self._turnstile = Turnstile()
         self._next_ident = 1
         self._statements = StatementTable()
+        self._promised: set[int] = set()
         self.clients: dict[int, ClientLink] = {}
         self.refused: dict[str, int] = {}
         self.logins = 0
@@ -224,7 +229,7 @@ class FrontDoor:
     async def _login(self, io: HandshakeSocket, visit: Visit) -> None:
         greeting = await greet(io, self._settings.greet)
         if greeting.cancel is not None:
-            await self._cancel(greeting.cancel.pid, greeting.cancel.key)
+            await self._cancel(greeting.cancel, visit)
             return
         startup = greeting.startup
         assert startup is not None
@@ -287,7 +292,10 @@ class FrontDoor:
             parameters = self._parameters_of(resolution)
             statuses = await self._statuses_for(pool, parameters, resolution)
             pid, key = self._new_key(greeting.minor)
-            await io.send(proof.final + login_complete(statuses, pid, key))
+            try:
+                await io.send(proof.final + login_complete(statuses, pid, key))
+            finally:
+                self._promised.discard(pid)
             if pool.flags & FLAG_HELD_BACK:
                 raise held_back(pool)
             link = ClientLink(self._hub, self._hub.selector, io.detach(), self._next_ident, pool, parameters)
@@ -395,15 +403,16 @@ class FrontDoor:
         """Make an unguessable cancel key that no other client has, with the node's number in it."""
         while True:
             pid = (self._settings.node_id << NODE_SHIFT) | secrets.randbits(NODE_SHIFT)
-            if pid and pid not in self.clients:
-                return pid, secrets.token_bytes(32 if minor >= 2 else 4)
+            if pid and pid not in self.clients and pid not in self._promised:
+                self._promised.add(pid)
+                return pid, secrets.token_bytes(LONG_KEY if minor >= 2 else SHORT_KEY)
 
-    async def _cancel(self, pid: int, key: bytes) -> None:
+    async def _cancel(self, request: CancelRequest, visit: Visit) -> None:
         """Cancel what the client with this key is doing; whoever has no such key is told nothing."""
-        client = self.clients.get(pid)
+        client = self.clients.get(request.pid)
         info = client.info if client is not None else None
-        if client is None or not isinstance(info, ClientInfo) or not hmac.compare_digest(info.key, key):
-            log.info("cancel request with an unknown key")
+        if client is None or not isinstance(info, ClientInfo) or not hmac.compare_digest(info.key, request.key):
+            log.info("cancel request with an unknown key", address=visit.address)
             return
         if self._hub.cancel_queued(client, Failure(QUERY_CANCELED)):
             return
