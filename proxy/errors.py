@@ -438,25 +438,6 @@ STATEMENT_MODE_TRANSACTION: Final = ErrorSpec(
     hint="Turn autocommit on in the driver, or let the operator set pool_mode = transaction for this tenant.",
     retry_safe=False,
 )
-UNNAMED_STATEMENT_GONE: Final = ErrorSpec(
-    name="unnamed_statement_gone",
-    sqlstate="26000",
-    severity=Severity.ERROR,
-    log_level="info",
-    text="unnamed prepared statement does not exist",
-    hint="It was parsed in an earlier transaction and is too long to be kept, or a simple query has ended it since: parse "
-    "and bind it in one transaction, or use a named statement.",
-    retry_safe=False,
-)
-DUPLICATE_STATEMENT: Final = ErrorSpec(
-    name="duplicate_statement",
-    sqlstate="42P05",
-    severity=Severity.ERROR,
-    log_level="info",
-    text='prepared statement "{name}" already exists',
-    hint=None,
-    retry_safe=False,
-)
 RESULT_TYPE_CHANGED: Final = ErrorSpec(
     name="result_type_changed",
     sqlstate="0A000",
@@ -525,8 +506,6 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             IDLE_TRANSACTION_TIMEOUT,
             CLIENT_IDLE_TIMEOUT,
             STATEMENT_MODE_TRANSACTION,
-            UNNAMED_STATEMENT_GONE,
-            DUPLICATE_STATEMENT,
             RESULT_TYPE_CHANGED,
             BACKEND_LOST,
             INTERNAL,

@@ -140,7 +140,7 @@ class PoolSettings(_Section):
         default=200,
         ge=0,
         le=100_000,
-        description="Statements prepared in one backend at most for clients that share it; 0 pins their clients instead.",
+        description="Statements prepared in one backend at most for the clients that share it; 0: they pin.",
     )
     min_pool_size: int = Field(
         default=0, ge=0, description="Backends of an active tenant that are kept open when idle."

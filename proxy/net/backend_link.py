@@ -257,7 +257,7 @@ class BackendLink(Stream):
                 client.pool.counters.bytes_to_clients += count
             pos += count
             if state.answer:
-                client.write(state.answer)
+                client.write(client.front.desk.told(state.answer))
                 state.answer = b""
             if pos == len(data) or count == 0 or state.fault:
                 break

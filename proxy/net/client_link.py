@@ -298,8 +298,7 @@ class ClientLink(Stream):
         """See to what the message at the beginning of `data` needs of a prepared statement before it can go on."""
         desk = self.front.desk
         if desk.need == NEED_ERROR:
-            message = self.host.statement_error(self, desk.why, desk.culprit)
-            backend.write(desk.fail(backend.state, message))
+            backend.write(desk.fail(backend.state, self.host.result_type_changed(self)))
             return data
         self._hold(data)
         backend.write(desk.attend(backend.state))

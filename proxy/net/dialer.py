@@ -33,8 +33,8 @@ CANCELS_PER_BACKEND: Final = 2
 class DialSettings:
     """How backends are opened; times in seconds, the jitter as a share of the lifetime.
 
-    A backend is closed when a cancel request for it takes longer than `cancel_wait`.  It keeps `max_statements` prepared
-    at most for the clients that share it.
+    A backend is closed when a cancel request for it takes longer than `cancel_wait`.  It has at most `max_statements`
+    prepared for the clients that share it.
     """
 
     retry_first: float = 0.2

@@ -14,7 +14,6 @@ from typing import Final
 from proxy.errors import (
     BACKEND_LOGIN_FAILED,
     BACKEND_LOST,
-    DUPLICATE_STATEMENT,
     INTERNAL,
     INVALID_OPTIONS,
     NOT_READY,
@@ -27,7 +26,6 @@ from proxy.errors import (
     SUSPENDED,
     TERMINATED,
     TOO_MANY_WAITING,
-    UNNAMED_STATEMENT_GONE,
     Failure,
     Severity,
 )
@@ -58,7 +56,6 @@ from proxy.pool.ledger import (
 )
 from proxy.pool.pool import NEVER, Effects, PoolDriver
 from proxy.pool.tenancy import PASSED
-from proxy.session.desk import WHY_CHANGED, WHY_DUPLICATE
 
 MAIL_OPEN: Final = 1
 MAIL_CANCEL: Final = 2
@@ -279,14 +276,9 @@ class Hub(Effects, LinkHost):
         client.pool.counters.count_error(failure.sqlstate)
         return error_response(failure)
 
-    def statement_error(self, client: ClientLink, why: int, name: bytes) -> bytes:
+    def result_type_changed(self, client: ClientLink) -> bytes:
         """See `LinkHost`."""
-        if why == WHY_DUPLICATE:
-            failure = Failure(DUPLICATE_STATEMENT, name=name.decode("utf-8", "replace"))
-        elif why == WHY_CHANGED:
-            failure = Failure(RESULT_TYPE_CHANGED)
-        else:
-            failure = Failure(UNNAMED_STATEMENT_GONE)
+        failure = Failure(RESULT_TYPE_CHANGED)
         client.pool.counters.count_error(failure.sqlstate)
         return error_response(failure)
 

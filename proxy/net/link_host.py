@@ -76,8 +76,8 @@ class LinkHost:
         """The ErrorResponse with which a session ends."""
 
     @abstractmethod
-    def statement_error(self, client: ClientLink, why: int, name: bytes) -> bytes:
-        """The ErrorResponse for the use of a prepared statement; `why` is a `WHY_` of the session room's `desk`."""
+    def result_type_changed(self, client: ClientLink) -> bytes:
+        """The ErrorResponse for a prepared statement whose result is no longer what its client was told."""
 
     @abstractmethod
     def internal_error(self, link: Stream, error: BaseException) -> None:

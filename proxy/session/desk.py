@@ -1,8 +1,8 @@
 """Where a client's messages about its named statements are rewritten for the backend that it is linked to.
 
-A `Desk` belongs to a client in transaction or statement mode.  `FrontState` brings it each message with a name in it
-and is told to forward that as it is, that the desk has taken care of it (`pieces` then has what to send in its place), or
-to stop before it because something has to happen first (`need`).
+A `Desk` belongs to a client.  `FrontState` brings it each message with a name in it and is told to forward that as it
+is, that the desk has taken care of it (`pieces` then has what to send in its place), or to stop before it because
+something has to happen first (`need`).
 
 Nothing of the proxy's own is sent behind a command whose reply is still to come: it might be a COPY, in which the
 server would take it for an error of the client's.  And a name is not looked up while replies of an earlier batch may
@@ -36,10 +36,12 @@ from proxy.session.statements import (
     NOTE_CLOSE_COPY,
     NOTE_CLOSE_NAME,
     NOTE_DESCRIBE,
+    NOTE_DUPLICATE,
     NOTE_FAIL,
     NOTE_INJECTED,
     NOTE_PARSE,
     NOTE_UNNAMED,
+    QUOTED_PREFIX,
     SPARE_STATEMENT,
     Book,
     Copy,
@@ -76,11 +78,7 @@ NEED_QUIET: Final = 1
 NEED_COPY: Final = 2
 NEED_UNNAMED: Final = 3
 NEED_ERROR: Final = 4
-
-# Why a client is told an error in place of an answer.
-WHY_DUPLICATE: Final = 1
-WHY_CHANGED: Final = 2
-WHY_UNNAMED: Final = 3
+"""The result of the statement is not what the client has been told of it."""
 
 
 class Desk:
@@ -100,10 +98,10 @@ class Desk:
         self.copied: i64 = 0
         self.need: int = NEED_NOTHING
         self.needed: Named | None = None
-        self.why: int = 0
-        self.culprit: bytes = b""
         self.passing: bool = False
         self.unnamed: bytes = b""
+        self.unnamed_before: bytes = b""
+        self.unnamed_changes: i64 = 0
 
     # What the scan asks, message by message.
 
@@ -125,8 +123,9 @@ class Desk:
             self.book = book
         if self._unsettled(book, back) or _commands_outstanding(back):
             return self._stop(NEED_QUIET)
+        book.noted = self.batch
         if name in book.names:
-            return self._refuse(WHY_DUPLICATE, name, back)
+            return self._duplicate(data, pos, after, name, back)
         if not book.has_room_for(name, body):
             return VERBATIM
         if _may_deallocate(body, 0) and deallocated(_text_of(body, 0)) == ALL_STATEMENTS:
@@ -138,7 +137,6 @@ class Desk:
         book.add(name, named)
         back.owe_noted(OWE_PARSE, Note(NOTE_PARSE, copy, book, name, named))
         back.owe_own(OWE_DESCRIBE, Note(NOTE_DESCRIBE, copy, None, b"", named))
-        book.noted = self.batch
         self._take(data, pos, after, before + parse_message(statement.name, body) + describe_message(statement.name))
         return TAKEN
 
@@ -148,9 +146,9 @@ class Desk:
             return PASSED
         size: i64 = after - pos
         if after > len(data) or size > UNNAMED_MOST:
-            self.unnamed = b""
+            self._set_unnamed(b"", back)
             return VERBATIM
-        self.unnamed = data if size == len(data) else data[pos:after]
+        self._set_unnamed(data if size == len(data) else data[pos:after], back)
         book = self.book
         if book is None or not _may_deallocate(data, pos + 6):
             return VERBATIM
@@ -215,13 +213,15 @@ class Desk:
     def close(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
         """Take a Close of a named statement: the client's name is gone, and the copies stay for others."""
         book = self.book
+        name = data[pos + 6 : after - 1]
+        if len(name) == 0 and not back.skipping:
+            self._set_unnamed(b"", back)
         if book is None:
             return VERBATIM
         if self._passes(back):
             return PASSED
         if self._unsettled(book, back):
             return self._stop(NEED_QUIET)
-        name = data[pos + 6 : after - 1]
         named = book.remove(name)
         if named is None:
             return VERBATIM
@@ -230,15 +230,18 @@ class Desk:
         self._take(data, pos, after, close_message(NO_STATEMENT))
         return TAKEN
 
-    def lacks_unnamed(self, back: BackState) -> None:
-        """Stop before the use of an unnamed statement that the backend does not have from this client."""
+    def use_unnamed(self, data: bytes, pos: i64, back: BackState) -> int:
+        """Take the use of the unnamed statement where the backend may have that of another client."""
+        if self._passes(back):
+            return PASSED
         if back.owes():
-            self.need = NEED_QUIET
-        elif self.unnamed:
-            self.need = NEED_UNNAMED
-        else:
-            self.need = NEED_ERROR
-            self.why = WHY_UNNAMED
+            return self._stop(NEED_QUIET)
+        if self.unnamed:
+            return self._stop(NEED_UNNAMED)
+        back.owe_own(OWE_CLOSE, Note(NOTE_CLOSE_COPY, None))
+        back.unnamed_owner = self.ident
+        self._take(data, pos, pos, close_message(b""))
+        return VERBATIM
 
     # What its owner asks.
 
@@ -267,13 +270,18 @@ class Desk:
     def fail(self, back: BackState, message: bytes) -> bytes:
         """Let the server fail in place of the message in hand, and the client be told `message` (an ErrorResponse).
 
-        So the transaction is what it would be, and what follows is skipped up to the Sync, by the server itself.
+        So the transaction is what it would be, and the server itself skips what follows up to the Sync.
         """
         self.need = NEED_NOTHING
         self.passing = True
         back.open_batch = True
         back.owe_own(OWE_DESCRIBE, Note(NOTE_FAIL, None, None, message))
         return describe_message(NO_STATEMENT)
+
+    def restore_unnamed(self) -> None:
+        """The server has skipped the Parse of an unnamed statement: it has the one before, if that can be told."""
+        self.unnamed = self.unnamed_before if self.unnamed_changes == 1 else b""
+        self.unnamed_changes = 0
 
     def rewritten(self, data: bytes, count: i64) -> bytes:
         """Put together what to send for the first `count` bytes of what was scanned."""
@@ -284,10 +292,30 @@ class Desk:
         self.copied = 0
         return b"".join(pieces)
 
+    def told(self, error: bytes) -> bytes:
+        """An ErrorResponse with the client's own name for a statement in place of the proxy's."""
+        start = error.find(QUOTED_PREFIX) + 1
+        stop = error.find(b'"', start)
+        if start == 0 or stop < 0 or self.book is None:
+            return error
+        wanted = error[start:stop]
+        for name, named in self.book.names.items():
+            if named.statement.name == wanted:
+                body = error[5:start] + name + error[stop:]
+                return error[:1] + (len(body) + 4).to_bytes(4, "big") + body
+        return error
+
     def forget(self) -> None:
         """The server has deallocated all statements."""
         if self.book is not None:
             self.book.clear()
+
+    def _set_unnamed(self, message: bytes, back: BackState) -> None:
+        if not back.owes():
+            self.unnamed_before = self.unnamed
+            self.unnamed_changes = 0
+        self.unnamed_changes += 1
+        self.unnamed = message
 
     def _copy_for(self, name: bytes, back: BackState) -> Copy | None:
         """Find the copy that this name means now; None with a `need`, or without for a name that is not known."""
@@ -316,7 +344,7 @@ class Desk:
                     shelf.touch(copy)
                     return copy
                 if copy is book.fresh:
-                    self._refuse(WHY_CHANGED, name, back)
+                    self.need = NEED_QUIET if back.owes() else NEED_ERROR
                     return None
         self.needed = named
         self.need = NEED_QUIET if back.owes() else NEED_COPY
@@ -334,8 +362,7 @@ class Desk:
             return VERBATIM
         if back.owes():
             return self._stop(NEED_QUIET)
-        back.owe_own(OWE_CLOSE, Note(NOTE_CLOSE_COPY, None))
-        back.owe_own(OWE_PARSE, Note(NOTE_PARSE, None))
+        _owe_spare(back)
         book.noted = self.batch
         return TAKEN
 
@@ -366,11 +393,13 @@ class Desk:
         self.need = need
         return STOP
 
-    def _refuse(self, why: int, name: bytes, back: BackState) -> int:
-        self.need = NEED_QUIET if back.owes() else NEED_ERROR
-        self.why = why
-        self.culprit = name
-        return STOP
+    def _duplicate(self, data: bytes, pos: i64, after: i64, name: bytes, back: BackState) -> int:
+        """Let the server refuse a name that is in use, which it does only once it has read the statement."""
+        _owe_spare(back)
+        back.owe_noted(OWE_PARSE, Note(NOTE_DUPLICATE, None, None, name))
+        body = data[pos + 6 + len(name) : after]
+        self._take(data, pos, after, _SPARE + parse_message(SPARE_STATEMENT, body))
+        return TAKEN
 
     def _take(self, data: bytes, pos: i64, upto: i64, replacement: bytes) -> None:
         """Send a replacement for the bytes of `data` from `pos` to `upto`."""
@@ -385,6 +414,12 @@ class Desk:
 
 
 _SPARE: Final = close_message(SPARE_STATEMENT) + parse_message(SPARE_STATEMENT, b"\0\0\0")
+
+
+def _owe_spare(back: BackState) -> None:
+    """Note what `_SPARE` owes, which prepares a statement that does nothing."""
+    back.owe_own(OWE_CLOSE, Note(NOTE_CLOSE_COPY, None))
+    back.owe_own(OWE_PARSE, Note(NOTE_PARSE, None))
 
 
 def _commands_outstanding(back: BackState) -> bool:

@@ -29,8 +29,8 @@ class ParameterSet:
     """The settings of one kind of client: (name, value) pairs as bytes, names unique whatever their case.
 
     Sets are interned by `ParameterTable`, so that two clients with the same settings share one object and the relay
-    compares by identity.  `meaning` has what of them may change what the text of a statement means when PostgreSQL reads
-    it: equal for two sets under which the same text is the same prepared statement.
+    compares by identity.  `meaning` has those of them that may change what a statement means when PostgreSQL reads
+    its text: equal for two sets under which the same text is the same prepared statement.
     """
 
     __slots__ = ("meaning", "pairs", "values")

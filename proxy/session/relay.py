@@ -340,7 +340,7 @@ class FrontState:
         elif data[after_portal] != 0:
             verdict = self.desk.bind(data, pos, end, after_portal, back)
         else:
-            verdict = self._uses_unnamed(back)
+            verdict = self._uses_unnamed(data, pos, back)
             if verdict == VERBATIM:
                 self.batch_bound = True
         if verdict == VERBATIM or verdict == PASSED:
@@ -351,14 +351,14 @@ class FrontState:
         verdict = VERBATIM
         if data[pos + 5 : pos + 6] == b"S" and not back.skipping:
             if end - pos == 7:
-                verdict = self._uses_unnamed(back)
+                verdict = self._uses_unnamed(data, pos, back)
             elif end == pos + 1 + frame_size(data, pos):
                 verdict = self.desk.describe(data, pos, end, back)
         if verdict == VERBATIM or verdict == PASSED:
             back.owe(OWE_DESCRIBE)
         return verdict
 
-    def _uses_unnamed(self, back: BackState) -> int:
+    def _uses_unnamed(self, data: bytes, pos: i64, back: BackState) -> int:
         """Refuse the unnamed statement which another client left in this backend."""
         if back.unnamed_owner == self.ident:
             return VERBATIM
@@ -366,11 +366,7 @@ class FrontState:
             self.found = FOUND_FAULT
             self.fault = "the unnamed statement after a copy"
             return STOP
-        if self.desk.passing:
-            self.desk.passing = False
-            return PASSED
-        self.desk.lacks_unnamed(back)
-        return STOP
+        return self.desk.use_unnamed(data, pos, back)
 
     def _too_long(self) -> int:
         self.found = FOUND_FAULT
@@ -378,8 +374,8 @@ class FrontState:
         return STOP
 
     def _batch_ends(self) -> None:
-        """Keep the backend of a client that has parsed an unnamed statement and has yet to bind it."""
-        if self.batch_bound:
+        """Keep the backend of a client that has yet to bind an unnamed statement too long to be parsed again."""
+        if self.batch_bound or self.desk.unnamed:
             self.pins &= ~PIN_UNNAMED
         elif self.batch_parsed:
             self.pins |= PIN_UNNAMED
@@ -428,7 +424,7 @@ class FrontState:
             self.pins &= ~PIN_STATEMENT
         if back.unnamed_lost:
             back.unnamed_lost = False
-            self.desk.unnamed = b""
+            self.desk.restore_unnamed()
 
     def _closed(self, back: BackState) -> None:
         """Take note of the statements whose CloseComplete has come, and unpin after the last."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from mypy_extensions import i64
 
-from proxy.session.statements import NOTE_CLOSE_NAME, NOTE_FAIL, Copy, Note, Shelf, shape_of
+from proxy.session.statements import NOTE_DUPLICATE, NOTE_FAIL, QUOTED_PREFIX, Note, Shelf, shape_of
 from proxy.wire.framing import (
     B_AUTHENTICATION,
     B_BACKEND_KEY_DATA,
@@ -256,10 +256,13 @@ class BackState:
             if after > end and not self._may_stream(kind, size, end - pos):
                 break
             was_swallowing: bool = self.swallowing
-            if self.own and kind == B_ERROR and was_swallowing and self._error_is_told():
-                if pos > start:
+            mixed: bool = self.own != 0
+            if kind == B_ERROR and owed:
+                hidden = self._hides_error(data, pos, min(end, after))
+                if hidden != was_swallowing and pos > start:
                     break
-                self.swallowing = was_swallowing = False
+                self.swallowing = was_swallowing = hidden
+                mixed = True
             self._account(kind, data, pos, min(end, after))
             if len(self.fault) != 0:
                 break
@@ -279,22 +282,27 @@ class BackState:
                 if not owed and pos < end and data[pos] == B_ERROR:
                     # The farewell of a server that closes: nobody's, if this backend may be released first.
                     break
-            elif (self.own or kind == B_ERROR) and was_swallowing != self._next_is_own():
+            elif mixed and was_swallowing != self._next_is_own():
                 break
         return pos - start
 
     def _next_is_own(self) -> bool:
         return self.head < len(self.queue) and (self.queue[self.head] & SWALLOW) != 0
 
-    def _error_is_told(self) -> bool:
-        """Say whether an error in answer to a message of the proxy's own concerns the client.
+    def _hides_error(self, data: bytes, pos: i64, end: i64) -> bool:
+        """Say whether an error is not for the client as it is: see `answer`.
 
-        It does when the message was part of the client's own batch, unless the proxy has provoked it to tell something
-        else in its place.
+        Those in answer to a message of the proxy's own are when that was part of the client's own batch, unless the
+        proxy has provoked them to tell something else, or they speak of a statement by a name of the proxy's.
         """
-        if self.queue[self.head] & 63 == OWE_QUERY:
-            return False
-        return self.shelf.notes[0].kind != NOTE_FAIL
+        entry = self.queue[self.head]
+        if entry & NOTED:
+            kind = self.shelf.notes[0].kind
+            if kind == NOTE_FAIL or (kind == NOTE_DUPLICATE and sqlstate_of(data, pos + 5, end) == b"42P05"):
+                return True
+        elif entry & SWALLOW:
+            return True
+        return data.find(QUOTED_PREFIX, pos, end) >= 0
 
     def _may_stream(self, kind: i64, size: i64, available: i64) -> bool:
         """Say whether a frame that has not come whole may be judged by its beginning."""
@@ -468,12 +476,12 @@ class BackState:
     def _error(self, data: bytes, pos: i64, end: i64) -> None:
         debt = self._first()
         noted = self.head < len(self.queue) and self.queue[self.head] & NOTED != 0
-        if noted and self.shelf.notes[0].kind == NOTE_FAIL:
-            self.answer = self.shelf.notes[0].name
-        elif self.swallowing:
+        if self.swallowing and debt == OWE_QUERY and not noted:
             self.swallowed_error = data[pos:end]
         else:
             self._note_error(data, pos, end)
+            if self.swallowing:
+                self.answer = self.shelf.notes[0].told(data[pos:end]) if noted else data[pos:end]
         if noted and debt == OWE_QUERY:
             self.shelf.undo_one(self.shelf.notes[0])
         if self.sync_dropped and (debt == OWE_EXECUTE or debt == OWE_QUERY):

@@ -22,6 +22,8 @@ from mypy_extensions import i64
 from proxy.wire.framing import F_CLOSE, F_DESCRIBE, F_FLUSH, F_PARSE
 
 NAME_PREFIX: Final = b"pgtenant_"
+QUOTED_PREFIX: Final = b'"pgtenant_'
+"""How such a name begins in an error of the server's."""
 NO_STATEMENT: Final = b"pgtenant_none"
 """A name that no statement has: closing it is answered and does nothing, describing it fails."""
 SPARE_STATEMENT: Final = b"pgtenant_spare"
@@ -44,6 +46,7 @@ NOTE_CLOSE_COPY: Final = 4
 NOTE_CLOSE_NAME: Final = 5
 NOTE_FAIL: Final = 6
 NOTE_UNNAMED: Final = 7
+NOTE_DUPLICATE: Final = 8
 
 ALL_STATEMENTS: Final = b"\0"
 """What `deallocated` answers for all statements; no statement can be called that."""
@@ -134,6 +137,15 @@ class Note:
         self.book: Book | None = book
         self.name: bytes = name
         self.named: Named | None = named
+
+    def told(self, error: bytes) -> bytes:
+        """What the client is told in place of an error that the server was made to answer."""
+        if self.kind == NOTE_FAIL:
+            return self.name
+        if self.kind != NOTE_DUPLICATE:
+            return error
+        body = error[5:].replace(SPARE_STATEMENT, self.name)
+        return error[:1] + (len(body) + 4).to_bytes(4, "big") + body
 
 
 class StatementTable:

@@ -266,7 +266,6 @@ class RelayPair:
         self.to_server = bytearray()
         self.to_client = bytearray()
         self.swallowed = bytearray()
-        self.refusals: list[int] = []
         self.held_from_client = b""
         self.held_from_server = b""
 
@@ -282,8 +281,7 @@ class RelayPair:
             if desk.need == NEED_NOTHING:
                 return
             if desk.need == NEED_ERROR:
-                self.refusals.append(desk.why)
-                self.to_server += desk.fail(self.back, b"<%d %s>" % (desk.why, desk.culprit))
+                self.to_server += desk.fail(self.back, b"<changed>")
             else:
                 self.to_server += desk.attend(self.back)
 
@@ -294,7 +292,7 @@ class RelayPair:
         while pos < len(data) and not self.back.fault:
             count = self.back.scan(data, pos)
             (self.swallowed if self.back.swallowing else self.to_client).extend(data[pos : pos + count])
-            self.to_client += self.back.answer
+            self.to_client += self.front.desk.told(self.back.answer)
             self.back.answer = b""
             if count == 0:
                 break

@@ -15,7 +15,7 @@ from harness.fakeserver import (
 from harness.rawclient import bind, close, describe, execute, flush, frame, parse, query, sync, terminate
 from harness.relaymodel import NOTICE, NOTIFICATION, RelayPair, copy_data, copy_done, copy_fail, function_call
 
-from proxy.session.desk import WHY_UNNAMED
+from proxy.session.desk import UNNAMED_MOST
 from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE, MAX_NAMED, FrontState
 from proxy.session.replies import (
     MAX_ERRORS,
@@ -607,9 +607,9 @@ def test_more_names_than_are_remembered_pin_for_good() -> None:
 # The unnamed statement.
 
 
-def test_unnamed_statement_that_waits_for_its_bind_pins() -> None:
+def test_unnamed_statement_too_long_to_be_kept_pins_until_it_is_bound() -> None:
     pair = RelayPair()
-    pair.client(parse("select"), describe(kind="S"), sync())
+    pair.client(parse("select" + " " * UNNAMED_MOST), describe(kind="S"), sync())
     pair.server(PARSED, frame("t", b"\0\0"), NO_DATA, ready())
     assert pair.front.pins == PIN_UNNAMED
     pair.client(bind(), execute(), sync())
@@ -617,22 +617,34 @@ def test_unnamed_statement_that_waits_for_its_bind_pins() -> None:
     assert pair.pins() == 0
 
 
-@pytest.mark.parametrize("message", [bind(), describe(kind="S")])
-def test_unnamed_statement_of_another_client_is_out_of_reach(message: bytes) -> None:
-    first = RelayPair(1)
-    first.client(BATCH)
-    first.server(BATCH_ANSWER)
-    second = RelayPair(2, first.back)
-    second.client(message, sync())
-    assert second.refusals == [WHY_UNNAMED]
-    assert message not in second.to_server[: len(message)]
-
-
 def owned_by_another() -> RelayPair:
+    """A client on a backend that has the unnamed statement of another one."""
     first = RelayPair(1)
     first.client(BATCH)
     first.server(BATCH_ANSWER)
     return RelayPair(2, first.back)
+
+
+@pytest.mark.parametrize("message", [bind(), describe(kind="S")])
+def test_unnamed_statement_of_another_client_is_out_of_reach(message: bytes) -> None:
+    pair = owned_by_another()
+    pair.client(message, sync())
+    assert pair.to_server == close("") + message + sync(), "the server itself says that there is none"
+    pair.server(CLOSED, ERROR, ready())
+    assert pair.to_client == ERROR + ready()
+    assert pair.releasable()
+
+
+def test_unnamed_statement_is_parsed_again_where_another_client_has_left_its_own() -> None:
+    pair = owned_by_another()
+    pair.front.desk.unnamed = parse("mine")
+    pair.client(bind(), execute(), sync())
+    assert pair.to_server == parse("mine") + flush()
+    pair.server(PARSED)
+    assert pair.to_server == parse("mine") + flush() + bind() + execute() + sync()
+    pair.server(BOUND, DONE, ready())
+    assert pair.to_client == BOUND + DONE + ready()
+    assert pair.releasable()
 
 
 def test_parse_that_the_server_skipped_gives_no_right_to_the_unnamed_statement() -> None:
@@ -642,7 +654,7 @@ def test_parse_that_the_server_skipped_gives_no_right_to_the_unnamed_statement()
     pair.client(parse("mine"), bind(), execute(), sync())
     pair.server(ready())
     pair.client(bind(), sync())
-    assert pair.refusals == [WHY_UNNAMED]
+    assert pair.to_server.endswith(close("") + bind() + sync())
 
 
 def test_parse_behind_an_error_gives_no_right_to_the_unnamed_statement() -> None:
@@ -650,7 +662,7 @@ def test_parse_behind_an_error_gives_no_right_to_the_unnamed_statement() -> None
     pair.client(execute("none"), parse("mine"), bind(), execute(), sync())
     pair.server(ERROR, ready())
     pair.client(bind(), sync())
-    assert pair.refusals == [WHY_UNNAMED]
+    assert pair.to_server.endswith(close("") + bind() + sync())
 
 
 def test_parse_of_a_later_batch_keeps_its_right_when_an_earlier_batch_fails() -> None:
