@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import registry.cli
-from proxy import server
+from proxy import server, wiring
 from proxy.demo import command as demo
 from proxy.net.listener import ListenError
 from proxy.net.relay_loop import RelaySelector
@@ -120,8 +120,8 @@ def serve(config: ConfigOption = None) -> None:
 def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
     """Check the settings file without starting anything, and show what differs from the defaults."""
     settings = load_settings(config)
-    server.rules_of(settings)
-    server.client_tls(settings)
+    wiring.rules_of(settings)
+    wiring.client_tls(settings)
     admin_token(settings)
     changed = [
         (f"{section}.{name}", value)
@@ -156,7 +156,7 @@ def explain(
     pgtenant route explain --user app.acme --database shop
     """
     settings = load_settings(config)
-    rules = server.rules_of(settings)
+    rules = wiring.rules_of(settings)
     try:
         pairs = parse_startup_options(options, rules.option_names)
     except StartupOptionError as error:
@@ -165,7 +165,7 @@ def explain(
     async def ask() -> Explanation:
         url = settings.registry.url.get_secret_value()
         async with open_registry(url, KeyRing.from_environment(), create=False) as opened:
-            resolver = Resolver(opened.reader, rules=rules, config=server.resolver_config(settings))
+            resolver = Resolver(opened.reader, rules=rules, config=wiring.resolver_config(settings))
             try:
                 return await resolver.explain(Selectors(user, database, pairs, sni))
             finally:

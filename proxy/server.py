@@ -9,43 +9,47 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, cast
 
 import structlog
 
-from proxy.auth import ClientKeys, Slowdown
+from proxy.auth import ClientKeys
 from proxy.errors import SHUTTING_DOWN, TERMINATED, Failure
 from proxy.net.auth_query import AskSettings, AuthQueries
-from proxy.net.client_handshake import AuthPolicy, GreetPolicy
 from proxy.net.client_link import ClientLink
-from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode
-from proxy.net.dialer import Dialer, DialSettings
-from proxy.net.front_door import DoorSettings, FrontDoor
+from proxy.net.client_tls import ClientTls
+from proxy.net.dialer import Dialer
+from proxy.net.front_door import FrontDoor
 from proxy.net.hub import Hub, held_back
 from proxy.net.listener import Listener, ListenError
 from proxy.net.mailroom import Mailroom
-from proxy.net.real_address import ProxyPolicy
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
 from proxy.net.time_keeper import TimeKeeper
-from proxy.net.tls import TLS_VERSIONS, ServerTlsContexts, TlsConfigError
+from proxy.net.tls import ServerTlsContexts, TlsConfigError
 from proxy.observability.http import Check, HttpEndpoint, ReloadFailed, Routes
 from proxy.observability.metrics import CONTENT_TYPE, NodeMetrics
 from proxy.pool.janitor import run_janitor
 from proxy.pool.ledger import FLAG_HELD_BACK, NodeLedger
-from proxy.pool.tenancy import Defaults, Target, Tenancy
-from proxy.routing.cache import CacheLimits
-from proxy.routing.names import NameRules, name_rules
-from proxy.routing.resolver import Resolver, ResolverConfig, RouteUpdate
-from proxy.routing.server_logins import ServerLoginLimits, ServerLogins
+from proxy.pool.tenancy import Target, Tenancy
+from proxy.routing.resolver import Resolver, RouteUpdate
+from proxy.routing.server_logins import ServerLogins
 from proxy.routing.snapshot import Sealer, SnapshotFile, SnapshotKeeper
 from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterTable
-from proxy.settings import Settings, SettingsError
+from proxy.settings import Settings
 from proxy.version import build_info
-from registry.contract import RegistryReader, RegistryUnavailable, TlsVersion, VerifierSource
+from proxy.wiring import (
+    client_tls,
+    defaults_of,
+    dial_settings,
+    door_settings,
+    resolver_config,
+    rules_of,
+    server_login_limits,
+)
+from registry.contract import RegistryReader, RegistryUnavailable
 from registry.errors import SecretError
 
 log = structlog.get_logger(__name__)
@@ -372,27 +376,6 @@ def slug_of(update: RouteUpdate) -> str:
     return route.slug if route is not None else str(update.tenant_id)
 
 
-def client_tls(settings: Settings) -> ClientTls | None:
-    """TLS with clients, None where it is off; raises TlsConfigError."""
-    listen = settings.listen
-    if listen.tls_mode == "off" or listen.tls_cert is None or listen.tls_key is None:
-        return None
-    config = ClientTlsConfig(
-        CertificateFiles(listen.tls_cert, listen.tls_key),
-        tuple(_certificate_files(one) for one in listen.tls_certs),
-        ClientTlsMode(listen.tls_mode),
-        listen.tls_client_ca,
-        TLS_VERSIONS[TlsVersion(listen.tls_min_version)],
-    )
-    return ClientTls(config)
-
-
-def _certificate_files(text: str) -> CertificateFiles:
-    """Read `FILE`, which has both, or `CERT:KEY`."""
-    cert, divider, key = text.partition(":")
-    return CertificateFiles(Path(cert), Path(key if divider else cert))
-
-
 def look_at_certificates(tls: ClientTls) -> None:
     """Put certificates in force whose files have changed; where they cannot be used, what was in force stays."""
     try:
@@ -402,100 +385,6 @@ def look_at_certificates(tls: ClientTls) -> None:
         return
     if changed:
         log.info("certificates reloaded, their files had changed", host_names=list(tls.host_names))
-
-
-def rules_of(settings: Settings) -> NameRules:
-    """How connections spell tenants; raises SettingsError for a pattern that cannot be used."""
-    routing = settings.routing
-    try:
-        return name_rules(
-            order=routing.order,
-            sni_patterns=routing.sni_patterns,
-            option_names=routing.option_names,
-            user_separator=routing.user_separator,
-            database_patterns=routing.database_patterns,
-            physical_databases=routing.physical_databases,
-        )
-    except ValueError as error:
-        raise SettingsError(
-            f"routing: {error}",
-            'A pattern has {tenant} once, as in "db_{tenant}"; a selector stands in the order once.',
-        ) from None
-
-
-def resolver_config(settings: Settings) -> ResolverConfig:
-    """How the resolver remembers and what it tells strangers."""
-    routing = settings.routing
-    limits = CacheLimits(tenants=routing.cached_routes, logins=routing.cached_logins, negative_ttl=routing.unknown_ttl)
-    return ResolverConfig(
-        limits=limits,
-        reveal_tenants=routing.reveal_tenants,
-        shared_tenant=routing.shared_tenant,
-        verifiers=VerifierSource(settings.auth.verifiers),
-        lookup_timeout=routing.lookup_timeout,
-    )
-
-
-def server_login_limits(settings: Settings) -> ServerLoginLimits:
-    """How long and how many verifiers of servers are remembered."""
-    auth = settings.auth
-    return ServerLoginLimits(auth.verifier_ttl, auth.unknown_ttl, auth.cached_verifiers)
-
-
-def defaults_of(settings: Settings) -> Defaults:
-    """The limits of tenants that have none of their own."""
-    pool = settings.pool
-    return Defaults(
-        pool_size=pool.pool_size,
-        min_pool_size=pool.min_pool_size,
-        max_clients=pool.max_clients,
-        max_waiting=pool.max_waiting,
-        queue_wait_timeout=pool.queue_wait_timeout,
-        server_idle_timeout=pool.server_idle_timeout,
-        server_lifetime=pool.server_lifetime,
-        query_timeout=pool.query_timeout,
-        transaction_timeout=pool.transaction_timeout,
-        idle_transaction_timeout=pool.idle_transaction_timeout,
-        client_idle_timeout=pool.client_idle_timeout,
-        connect_timeout=pool.connect_timeout,
-    )
-
-
-def dial_settings(settings: Settings) -> DialSettings:
-    """How backends are opened."""
-    pool = settings.pool
-    return DialSettings(
-        retry_first=pool.retry_first,
-        retry_most=pool.retry_most,
-        lifetime_jitter=pool.lifetime_jitter,
-        cancel_wait=pool.cancel_wait,
-        max_cancels=pool.max_cancels,
-        max_statements=pool.max_prepared_statements,
-    )
-
-
-def door_settings(settings: Settings, tls: ClientTls | None) -> DoorSettings:
-    """What every login is held to."""
-    listen, auth = settings.listen, settings.auth
-    return DoorSettings(
-        login_timeout=listen.login_timeout,
-        max_clients=listen.max_clients,
-        node_id=settings.node.id,
-        greet=GreetPolicy(tls, listen.startup_max_bytes),
-        auth=AuthPolicy(
-            allow_cleartext=listen.allow_cleartext_password,
-            trust=listen.trust,
-            channel_binding=auth.channel_binding,
-        ),
-        slowdown=Slowdown(
-            first=auth.failure_delay,
-            # Somebody who has waited must still have the time to log in.
-            most=min(auth.failure_delay_most, listen.login_timeout / 2),
-            forget=auth.failure_memory,
-        ),
-        shares_statements=settings.pool.max_prepared_statements > 0,
-        proxied=ProxyPolicy(listen.trusted_networks) if listen.proxy_protocol == "require" else None,
-    )
 
 
 async def serve(node: Node, *, on_ready: Callable[[Node], None]) -> None:
