@@ -113,7 +113,7 @@ async def test_what_does_not_go_together(
         "cert": ("tls_cert", pair[0]),
         "key": ("tls_key", pair[1]),
         "otherkey": ("tls_key", issue(authority)[1]),
-        "nokey": ("tls_key", Secret("-----BEGIN PRIVATE KEY-----\nnonsense\n-----END PRIVATE KEY-----\n")),
+        "nokey": ("tls_key", Secret(pair[0])),
         "nocert": ("tls_cert", "nonsense"),
         "badcert": ("tls_cert", "-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n"),
         "keyincert": ("tls_cert", pair[0] + pair[1].reveal()),
