@@ -286,10 +286,9 @@ POOL_PINNED: Final = ErrorSpec(
     log_level="warning",
     text='no database connection for tenant "{tenant}" became free within {seconds:g} s: {pinned} of {pool_size} are '
     "held by clients with session state",
-    hint="Clients that use named prepared statements, SET, LISTEN, temporary tables or advisory locks keep their "
-    "connection until they disconnect.  Turn prepared statements off in the driver (psycopg: prepare_threshold=None, "
-    "asyncpg: statement_cache_size=0, JDBC: prepareThreshold=0), disconnect idle clients, or let the operator "
-    "raise pool_size.",
+    hint="Clients that use LISTEN, temporary tables, cursors WITH HOLD, SQL PREPARE or advisory locks of the session keep "
+    "their connection until they give those up or disconnect.  Disconnect idle clients, or let the operator raise "
+    "pool_size.",
     retry_safe=True,
 )
 
