@@ -71,7 +71,7 @@ DISASTERS: dict[str, list[bytes]] = {
 
 LEFTOVERS = """
 select 'cursor ' || name from pg_catalog.pg_cursors
-union all select 'statement ' || name from pg_catalog.pg_prepared_statements
+union all select 'statement ' || name from pg_catalog.pg_prepared_statements where name !~ '^pgtenant_'
 union all select 'table ' || relname from pg_catalog.pg_class where relnamespace = pg_catalog.pg_my_temp_schema()
 union all select 'lock ' || objid from pg_catalog.pg_locks where locktype = 'advisory' and pid = pg_backend_pid()
 union all select 'channel ' || c from pg_catalog.pg_listening_channels() c
