@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness.certificates import Certificates
 from harness.proxy import ProxyProcess
-from harness.rawclient import SSL_REQUEST, RawClient, startup
+from harness.rawclient import SSL_REQUEST, RawClient, ServerSaid, startup
 from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import wait_until
 from harness.world import World
@@ -111,9 +111,22 @@ def test_who_does_not_begin_with_a_header_gets_no_answer(junk: bytes, world: Wor
 def test_refusals_name_the_client_and_not_the_load_balancer(world: World, acme: TenantUnderTest) -> None:
     with world.proxy.connect() as client:
         client.send(proxied(66, 6666))
-        with pytest.raises(AssertionError, match="password authentication failed"):
+        with pytest.raises(ServerSaid, match="password authentication failed"):
             client.login(acme.user, "wrong", acme.slug)
     wait_until(lambda: "192.0.2.66:6666" in addresses(world, "client refused"), what="a line in the log")
+
+
+def test_a_tenants_networks_are_those_of_its_clients(world: World, pg18: ServerFacts) -> None:
+    tenant = world.tenant(pg18, networks=("192.0.2.16/28",))
+    with world.proxy.connect() as client:
+        client.send(proxied(17, 50017))
+        client.login(tenant.user, tenant.password, tenant.slug)
+        assert client.rows("select 1") == [("1",)]
+    for header in (proxied(7, 50007), SIGNATURE + b"\x20\0\0\0"):
+        with world.proxy.connect() as client:
+            client.send(header)
+            with pytest.raises(ServerSaid):
+                client.login(tenant.user, tenant.password, tenant.slug)
 
 
 def test_a_stranger_cannot_speak_for_others(

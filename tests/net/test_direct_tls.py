@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-from harness.fakeserver import FakeServer, FakeSession
+from harness.fakeserver import AUTHENTICATION_OK, FakeServer, FakeSession, ready
 from harness.handshakes import Certificate
+from harness.rawclient import SSL_REQUEST
 from harness.waiting import eventually
 
 from proxy.demo.facts import ServerFacts
@@ -142,3 +144,19 @@ async def test_a_server_is_shown_the_certificate_that_is_kept_for_it(certificate
         assert "cannot be used: key values mismatch" in reason
         assert "--tls-key" in reason
         assert len(fake.sessions) == 1
+
+
+async def test_what_comes_in_the_clear_behind_the_servers_yes_is_not_believed(certificate: Certificate) -> None:
+    """A man in the middle would put his own answers there (CVE-2021-23222)."""
+    got: list[bytes] = []
+
+    async def script(session: FakeSession) -> None:
+        await session.reader.readexactly(len(SSL_REQUEST))
+        await session.send(b"S" + AUTHENTICATION_OK + ready())
+        got.append(await session.reader.read(5))
+
+    async with FakeServer(script) as fake:
+        info = replace(server(Address("localhost", fake.port), certificate), tls_negotiation=TlsNegotiation.POSTGRES)
+        assert "TLS failed" in await reason_of(info)
+        await eventually(lambda: got, what="the first bytes")
+    assert got[0][:1] == b"\x16", "a handshake, and no startup"
