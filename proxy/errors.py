@@ -104,13 +104,23 @@ UNSUPPORTED_PROTOCOL: Final = ErrorSpec(
     hint="Update the driver, or set its protocol version to 3.0.",
     retry_safe=False,
 )
-REPLICATION_UNSUPPORTED: Final = ErrorSpec(
-    name="replication_unsupported",
-    sqlstate="0A000",
+INVALID_REPLICATION: Final = ErrorSpec(
+    name="invalid_replication",
+    sqlstate="22023",
     severity=Severity.FATAL,
     log_level="info",
-    text="replication connections cannot go through this proxy",
-    hint="Connect straight to the PostgreSQL server for replication and base backups.",
+    text='invalid value for parameter "replication": "{value}"',
+    hint="Valid values are: false, 0, true, 1, database.",
+    retry_safe=False,
+)
+REPLICATION_REFUSED: Final = ErrorSpec(
+    name="replication_refused",
+    sqlstate="42501",
+    severity=Severity.FATAL,
+    log_level="info",
+    text='login "{user}" may not replicate {what}',
+    hint='The operator can allow it ("pgtenant login set {user} --replication {access}"), a whole server to logins for '
+    "all tenants only.",
     retry_safe=False,
 )
 INVALID_OPTIONS: Final = ErrorSpec(
@@ -471,7 +481,8 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
         for spec in (
             PROTOCOL_VIOLATION,
             UNSUPPORTED_PROTOCOL,
-            REPLICATION_UNSUPPORTED,
+            INVALID_REPLICATION,
+            REPLICATION_REFUSED,
             INVALID_OPTIONS,
             LOGIN_TIMEOUT,
             TLS_REQUIRED,

@@ -264,6 +264,7 @@ class Node:
         self.hub.driver.tick(now, self.settings.pool.linger)
         self.hub.sweep(now)
         self.times.sweep(now)
+        self.tenancy.forget_dedicated()
         self._settle()
         if self.client_tls is not None and now - self._last_look >= CERTIFICATE_LOOK:
             self._last_look = now

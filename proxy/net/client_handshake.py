@@ -16,8 +16,8 @@ from typing import Final, TypeAlias
 
 from proxy.errors import (
     CERTIFICATE_REQUIRED,
+    INVALID_REPLICATION,
     PROTOCOL_VIOLATION,
-    REPLICATION_UNSUPPORTED,
     TLS_REQUIRED,
     UNSUPPORTED_PROTOCOL,
     Failure,
@@ -34,6 +34,7 @@ from proxy.wire.reports import BackendKeyData, ParameterStatus, ReadyForQuery, T
 from proxy.wire.startup import (
     CancelRequest,
     GSSENCRequest,
+    ReplicationMode,
     SSLRequest,
     StartupMessage,
     decode_startup,
@@ -62,7 +63,6 @@ ClientGone: TypeAlias = PeerGone
 """The client closed or lost the connection, or TLS with it failed: nothing more can be said."""
 
 _TLS_HANDSHAKE: Final = 0x16
-_SPELLINGS_OF_NO: Final = ("false", "no", "off")
 _AUTHENTICATION_OK: Final = AuthenticationOk().encode()
 _READY: Final = ReadyForQuery(TransactionStatus.IDLE).encode()
 
@@ -102,6 +102,7 @@ class Greeting:
     cancel: CancelRequest | None = None
     minor: int = 0
     tls: TlsFacts | None = None
+    replication: ReplicationMode = ReplicationMode.NONE
 
     @property
     def sni(self) -> str | None:
@@ -172,15 +173,11 @@ def _accept(io: HandshakeSocket, tls: ClientTls | None, message: StartupMessage,
     version, negotiation = negotiate(message)
     if negotiation is not None:
         io.queue(negotiation.encode())
-    if message.replication is not None and not _means_no(message.replication):
-        raise Failure(REPLICATION_UNSUPPORTED)
-    return Greeting(message, None, version & 0xFFFF, facts)
-
-
-def _means_no(word: str) -> bool:
-    """Whether PostgreSQL reads a word as false: any unambiguous beginning of `false`, `no`, `off`, or `0`."""
-    low = word.lower()
-    return low == "0" or (low not in {"", "o"} and any(full.startswith(low) for full in _SPELLINGS_OF_NO))
+    try:
+        replication = message.replication
+    except ValueError:
+        raise Failure(INVALID_REPLICATION, value=message.get("replication")) from None
+    return Greeting(message, None, version & 0xFFFF, facts, replication)
 
 
 def parameter_statuses(values: Iterable[tuple[str, str]]) -> bytes:

@@ -15,6 +15,7 @@ from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_ba
 from proxy.net.backend_link import BackendLink, link_of
 from proxy.net.cancel import CancelUncertain, send_cancel
 from proxy.net.hub import KEY_REFUSED, Hub
+from proxy.net.pipe_link import PipeBackend
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
 from proxy.net.tls import ServerTlsContexts
@@ -101,11 +102,15 @@ class Dialer:
                 tls_contexts=self._tls,
                 keys=self._keys,
                 client_key=client_key,
+                startup_parameters=target.startup,
             )
         except BackendOpenFailed as failure:
             if failure.key_refused:
                 self._drop_key(entry.pool, target)
                 failure.sqlstate = KEY_REFUSED
+            if target.startup and failure.sqlstate is not None:
+                # The server has answered: what it refuses (no more WAL senders, say) does not concern other backends.
+                failure.whole_server = False
             self._failed(entry, failure)
             return
         except Exception:
@@ -183,7 +188,11 @@ class Dialer:
         self._where.pop(entry, None)
 
     def _take(self, entry: BackendEntry, ready: ReadyBackend, target: Target) -> None:
-        link = BackendLink(self._hub, self._hub.selector, ready.sock, entry, self._plain, self._settings.max_statements)
+        hub, plain = self._hub, self._plain
+        if target.startup:
+            link: BackendLink = PipeBackend(hub, hub.selector, ready.sock, entry, plain)
+        else:
+            link = BackendLink(hub, hub.selector, ready.sock, entry, plain, self._settings.max_statements)
         link.pid = ready.pid
         link.state.params = dict(ready.params)
         self._where[entry] = Opened(ready, target.server)
@@ -191,7 +200,7 @@ class Dialer:
         if entry.pool.lifetime:
             spread = entry.pool.lifetime * self._settings.lifetime_jitter
             entry.expires_at = now + entry.pool.lifetime - self._chance.random() * spread
-        if entry.generation == entry.pool.generation:
+        if entry.generation == entry.pool.generation and not target.startup:
             self._statuses.observe(entry.pool, entry.generation, self._plain, ready.params)
         log.debug(
             "backend opened",

@@ -47,9 +47,11 @@ from proxy.net.handshake_io import HandshakeSocket, TlsFailed, Turnstile
 from proxy.net.hub import KEY_REFUSED, Hub, held_back
 from proxy.net.link_host import MODE_SESSION
 from proxy.net.listener import PeerAddress
+from proxy.net.pipe_link import PipeClient
 from proxy.net.probe import Probe
 from proxy.net.real_address import HeaderRefused, ProxyPolicy, real_address
-from proxy.net.statuses import StatusCache
+from proxy.net.replication import ReplicationDesk, check_access, check_backend
+from proxy.net.statuses import StatusCache, encode_statuses
 from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
 from proxy.pool.pool import NEVER
 from proxy.pool.tenancy import PassThrough, Tenancy
@@ -62,7 +64,7 @@ from proxy.session.replies import PIN_SESSION
 from proxy.session.statements import StatementTable
 from proxy.wire import ProtocolError
 from proxy.wire.reports import ErrorResponse
-from proxy.wire.startup import CancelRequest
+from proxy.wire.startup import CancelRequest, ReplicationMode
 from registry.contract import Credentials, Route, VerifierSource
 
 log = structlog.get_logger(__name__)
@@ -158,6 +160,7 @@ class FrontDoor:
         self._dialer = dialer
         self._settings = settings
         self._clock = clock
+        self._replication = ReplicationDesk(hub, tenancy, table.empty)
         self._flights = SingleFlight()
         self._turnstile = Turnstile()
         self._next_ident = 1
@@ -288,33 +291,21 @@ class FrontDoor:
         if tenant.clients >= tenant.max_clients:
             raise Failure(TENANT_TOO_MANY_CLIENTS, tenant=tenant.slug, limit=tenant.max_clients)
         tenant.clients += 1
+        begin = self._begin_session if greeting.replication is ReplicationMode.NONE else self._begin_replication
         try:
-            parameters = self._parameters_of(resolution)
-            statuses = await self._statuses_for(pool, parameters, resolution)
-            pid, key = self._new_key(greeting.minor)
-            try:
-                await io.send(proof.final + login_complete(statuses, pid, key))
-            finally:
-                self._promised.discard(pid)
-            if pool.flags & FLAG_HELD_BACK:
-                raise held_back(pool)
-            link = ClientLink(self._hub, self._hub.selector, io.detach(), self._next_ident, pool, parameters)
+            link, pid, key = await begin(io, greeting, resolution, pool, proof)
         except BaseException:
             tenant.clients -= 1
             raise
         self._next_ident += 1
-        link.mode = pool.mode
-        if link.mode == MODE_SESSION:
-            link.front.pins |= PIN_SESSION
-        elif self._settings.shares_statements:
-            link.front.desk.table = self._statements
-            link.front.desk.meaning = parameters.meaning
         link.info = ClientInfo(resolution.user, visit.address, greeting.tls is not None, visit.started, pid, key)
         self.clients[pid] = link
         self.logins += 1
         self._hub.selector.add(link, link.reading())
         if link.tls:
             self._hub.selector.serve_buffered(link)
+        if isinstance(link, PipeClient):
+            link.attach()
         log.info(
             "client connected",
             tenant=tenant.slug,
@@ -323,6 +314,49 @@ class FrontDoor:
             tls=greeting.tls is not None,
             duration=round(self._clock() - visit.started, 4),
         )
+
+    async def _begin_session(
+        self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, pool: PoolLedger, proof: Proof
+    ) -> tuple[ClientLink, int, bytes]:
+        """Complete the login of a client that shares backends; returns its link and cancel key."""
+        parameters = self._parameters_of(resolution)
+        statuses = await self._statuses_for(pool, parameters, resolution)
+        pid, key = await self._welcome(io, greeting, proof, statuses)
+        if pool.flags & FLAG_HELD_BACK:
+            raise held_back(pool)
+        link = ClientLink(self._hub, self._hub.selector, io.detach(), self._next_ident, pool, parameters)
+        link.mode = pool.mode
+        if link.mode == MODE_SESSION:
+            link.front.pins |= PIN_SESSION
+        elif self._settings.shares_statements:
+            link.front.desk.table = self._statements
+            link.front.desk.meaning = parameters.meaning
+        return link, pid, key
+
+    async def _begin_replication(
+        self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, pool: PoolLedger, proof: Proof
+    ) -> tuple[ClientLink, int, bytes]:
+        """Complete the login of a client that has a backend of its own; returns its link and cancel key."""
+        check_access(resolution, greeting.replication)
+        backend = await self._replication.open(pool, greeting.replication, resolution)
+        try:
+            pid, key = await self._welcome(io, greeting, proof, encode_statuses(backend.state.params))
+            check_backend(backend)
+            return self._replication.client(io.detach(), self._next_ident, backend, resolution), pid, key
+        except BaseException:
+            self._replication.give_up(backend)
+            raise
+
+    async def _welcome(
+        self, io: HandshakeSocket, greeting: Greeting, proof: Proof, statuses: bytes
+    ) -> tuple[int, bytes]:
+        """Tell a client that it is logged in, and by which key its cancel requests will be known."""
+        pid, key = self._new_key(greeting.minor)
+        try:
+            await io.send(proof.final + login_complete(statuses, pid, key))
+        finally:
+            self._promised.discard(pid)
+        return pid, key
 
     def _pool_of(self, resolution: Resolution, proof: Proof) -> PoolLedger:
         assert resolution.route is not None

@@ -40,6 +40,7 @@ from proxy.net.link_host import (
     TOLD_STATEMENT_MODE,
     LinkHost,
 )
+from proxy.net.pipe_link import Seat
 from proxy.net.probe import Probe
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.stream import Stream
@@ -65,6 +66,7 @@ MAIL_PROBED: Final = 5
 MAIL_ERROR: Final = 6
 MAIL_STATUS_CHANGED: Final = 7
 MAIL_CLOSED: Final = 8
+MAIL_SEATED: Final = 9
 
 
 TIMEOUTS: Final = (
@@ -149,6 +151,9 @@ class Hub(Effects, LinkHost):
             link.apply(owner.parameters)
             if not link.state.swallowing_own:
                 self.settled(link)
+        elif isinstance(owner, Seat):
+            owner.take(link)
+            self.post(MAIL_SEATED, owner)
 
     def refuse(self, waiter: Waiter, reason: int) -> None:
         """See `Effects`."""
@@ -169,6 +174,9 @@ class Hub(Effects, LinkHost):
         elif isinstance(owner, Probe):
             owner.fail(failure)
             self.post(MAIL_PROBED, owner)
+        elif isinstance(owner, Seat):
+            owner.fail(failure)
+            self.post(MAIL_SEATED, owner)
 
     def refusal(self, waiter: Waiter, reason: int) -> Failure:
         """Say in the words of the error table why there is no backend."""

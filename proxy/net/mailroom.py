@@ -20,10 +20,12 @@ from proxy.net.hub import (
     MAIL_ERROR,
     MAIL_OPEN,
     MAIL_PROBED,
+    MAIL_SEATED,
     MAIL_STATUS_CHANGED,
     Hub,
     Mail,
 )
+from proxy.net.pipe_link import Seat
 from proxy.net.probe import Probe
 from proxy.net.relay_loop import mailbox_pipe
 from proxy.net.statuses import StatusCache
@@ -97,8 +99,8 @@ class Mailroom:
         elif mail.kind == MAIL_CLIENT_GONE:
             assert isinstance(subject, ClientLink)
             self._door.client_gone(subject, mail.text)
-        elif mail.kind == MAIL_PROBED:
-            assert isinstance(subject, Probe)
+        elif mail.kind in (MAIL_PROBED, MAIL_SEATED):
+            assert isinstance(subject, Probe | Seat)
             future = subject.future
             if isinstance(future, asyncio.Future) and not future.done():
                 future.set_result(None)

@@ -24,6 +24,7 @@ from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer, serving
 from proxy.net.failures import warning
 from proxy.net.hub import Hub
+from proxy.net.pipe_link import PipeClient
 from proxy.pool.ledger import ACTIVE, BackendEntry
 from proxy.pool.time_limits import (
     CANCEL_QUERY,
@@ -82,7 +83,7 @@ class TimeKeeper:
                 if entry.state != ACTIVE or not entry.pool.times.limit_backends() or not isinstance(link, BackendLink):
                     continue
                 client = link.client
-                if client is None or client.finishing:
+                if client is None or client.finishing or isinstance(client, PipeClient):
                     continue
                 watch = before.get(entry)
                 if watch is None or watch.owner is not client:
@@ -165,7 +166,7 @@ def doing(client: ClientLink, backend: BackendLink) -> int:
 
 def is_resting(client: ClientLink) -> bool:
     """Say whether a client counts as idle: who listens is silent by trade, and so is who replicates."""
-    if client.finishing or client.waiter is not None:
+    if client.finishing or client.waiter is not None or isinstance(client, PipeClient):
         return False
     backend = client.backend
     if backend is None:

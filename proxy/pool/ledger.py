@@ -177,6 +177,7 @@ class PoolLedger:
         self.counters = tenant.counters
         self.mode = 0
         self.target: object = None
+        self.startup: tuple[tuple[str, str], ...] = ()
 
     def count(self, state: int) -> int:
         """Backends in one state.  The active ones are what is left over: the relay's two moves count nothing."""

@@ -7,11 +7,20 @@ generation, server and service is decided here, and carried out by the driver.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from proxy.pool.counters import Counters
-from proxy.pool.ledger import FLAG_HELD_BACK, FLAG_MODE, NodeLedger, PoolLedger, ServerLedger, TenantLedger, repoint
+from proxy.pool.ledger import (
+    FLAG_HELD_BACK,
+    FLAG_MODE,
+    FLAG_SIBLING_WAITS,
+    NodeLedger,
+    PoolLedger,
+    ServerLedger,
+    TenantLedger,
+    repoint,
+)
 from proxy.pool.pool import PoolDriver
 from proxy.pool.time_limits import TimeLimits
 from registry.contract import Credentials, Limits, PoolMode, ResetPolicy, Route, ServerInfo
@@ -47,12 +56,16 @@ class PassThrough:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is needed to open a backend: where, which database, as whom, and for which generation of the route."""
+    """What is needed to open a backend: where, which database, as whom, and for which generation of the route.
+
+    `startup` has further startup parameters, of a backend that is for one client alone.
+    """
 
     server: ServerInfo
     database: str
     credentials: Credentials | PassThrough
     generation: int
+    startup: tuple[tuple[str, str], ...] = ()
 
     def leads_where(self, other: object) -> bool:
         """Say whether a backend opened for this target serves the other one as well."""
@@ -88,6 +101,8 @@ class Tenancy:
         self._is_served = is_served
         self._watch = watch
         self._unwatch = unwatch
+        self._dedicated: dict[PoolLedger, None] = {}
+        self._dedicated_made = 0
         self.counters: dict[int, Counters] = {}
         self.slugs: dict[int, str] = {}
 
@@ -124,6 +139,45 @@ class Tenancy:
             self._watch(route)
         return pool
 
+    def dedicated_pool(self, shared: PoolLedger, startup: tuple[tuple[str, str], ...], now: float) -> PoolLedger:
+        """Make a pool beside a tenant's own, for one client alone, whose backend is opened with `startup`.
+
+        It counts under the same caps, and goes with `forget_dedicated` once it holds nothing.
+        """
+        assert isinstance(shared.target, Target)
+        tenant = shared.tenant
+        pool = PoolLedger(tenant, shared.server, shared.role)
+        self._dedicated_made += 1
+        pool.key = (tenant.tenant_id, f"{DEDICATED}{self._dedicated_made}")
+        pool.startup = startup
+        pool.target = replace(shared.target, startup=startup)
+        pool.queue_wait_timeout = shared.queue_wait_timeout
+        pool.connect_timeout = shared.connect_timeout
+        pool.times = shared.times
+        pool.last_used = now
+        self.node.pools[pool.key] = pool
+        tenant.pools.append(pool)
+        self._dedicated[pool] = None
+        self.node.refresh_flags(tenant)
+        return pool
+
+    def abandon_dedicated(self, pool: PoolLedger, now: float) -> None:
+        """Close what such a pool holds, or is about to hold: its client has gone."""
+        pool.generation += 1
+        self.driver.make_obsolete(pool, now)
+
+    def forget_dedicated(self) -> None:
+        """Free the pools of single clients that hold nothing any more."""
+        for pool in list(self._dedicated):
+            if pool.held or pool.waiting:
+                continue
+            del self._dedicated[pool]
+            del self.node.pools[pool.key]
+            tenant = pool.tenant
+            tenant.pools.remove(pool)
+            if len(tenant.pools) == 1:
+                tenant.pools[0].flags &= ~FLAG_SIBLING_WAITS
+
     def apply_route(self, tenant_id: int, route: Route | None, now: float) -> None:
         """Follow a change of a tenant's route; None is a tenant that exists no more.
 
@@ -142,6 +196,7 @@ class Tenancy:
 
     def forget_cold(self, now: float, after: float) -> int:
         """Free the ledgers of tenants that hold nothing and have had no client for `after` seconds; return how many."""
+        self.forget_dedicated()
         freed = 0
         for tenant in list(self.node.tenants.values()):
             if tenant.clients or tenant.held or tenant.waiting or any(pool.min_size for pool in tenant.pools):
@@ -197,8 +252,8 @@ class Tenancy:
         limits, defaults = route.limits, self.defaults
         repoint(self.node, pool, self._server(route.server))
         pool.role = role.user
-        pool.target = Target(route.server, route.database_name, role, route.generation)
-        pool.min_size = _pick(limits.min_pool_size, defaults.min_pool_size)
+        pool.target = Target(route.server, route.database_name, role, route.generation, pool.startup)
+        pool.min_size = 0 if pool.startup else _pick(limits.min_pool_size, defaults.min_pool_size)
         pool.queue_wait_timeout = _pick(limits.queue_wait_timeout, defaults.queue_wait_timeout)
         pool.idle_timeout = _pick(limits.server_idle_timeout, defaults.server_idle_timeout)
         pool.lifetime = _pick(limits.server_lifetime, defaults.server_lifetime)
@@ -223,6 +278,9 @@ class Tenancy:
 
 ROUTES_OWN: Final = ""
 """Stands in a pool's key for the route's own role, which may change its name."""
+
+DEDICATED: Final = "\1"
+"""Begins the name of a pool that is for one client alone."""
 
 PASSED: Final = "\0"
 """Begins the name of a pool whose role passes through; with stored credentials, the same role is another pool."""

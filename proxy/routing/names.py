@@ -24,10 +24,13 @@ from typing import Final
 from proxy.errors import CONTRADICTORY_SELECTORS, INVALID_OPTIONS, USER_MISSING, Failure
 from proxy.wire.errors import StartupOptionError
 from proxy.wire.options import parse_startup_options
-from proxy.wire.startup import StartupMessage
+from proxy.wire.startup import ReplicationMode, StartupMessage
 
 MAX_NAME_CHARS: Final = 128
 """Longest name that is asked for: neither slugs nor PostgreSQL's identifiers (63 bytes) come near it."""
+
+NO_DATABASE: Final = "replication"
+"""What clients of physical replication, which is connected to no database, send in the place of its name."""
 
 PLACEHOLDER: Final = "{tenant}"
 
@@ -198,9 +201,12 @@ def selectors_from_startup(startup: StartupMessage, sni: str | None, rules: Name
         options = parse_startup_options(startup.options, bare)
     except StartupOptionError as error:
         raise Failure(INVALID_OPTIONS, reason=str(error)) from error
+    database = startup.get("database") or None
+    if startup.replication is ReplicationMode.PHYSICAL and database == NO_DATABASE:
+        database = None
     return Selectors(
         user=startup.user,
-        database=startup.get("database") or None,
+        database=database,
         # PostgreSQL applies the packet's own settings after those in `options`.
         options=options + startup.settings,
         sni=sni or None,

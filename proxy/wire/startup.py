@@ -9,6 +9,7 @@ Source: PostgreSQL documentation, "Message Formats"; the rules for odd packets a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final, Self, TypeAlias
 
 from proxy.wire import _codec as codec
@@ -24,7 +25,20 @@ GSSENC_CODE: Final = 80877104
 PROTOCOL_3_0: Final = 0x00030000
 PROTOCOL_3_2: Final = 0x00030002
 
+
+class ReplicationMode(StrEnum):
+    """What a session is for: queries, the server's whole WAL (physical), or one database's changes (logical)."""
+
+    NONE = "false"
+    PHYSICAL = "true"
+    LOGICAL = "database"
+
+
 _PROTOCOL_OPTION_PREFIX: Final = "_pq_."
+_SPELLINGS: Final = {
+    ReplicationMode.PHYSICAL: ("true", "yes", "on", "1"),
+    ReplicationMode.NONE: ("false", "no", "off", "0"),
+}
 _OWN_PARAMETERS: Final = frozenset({"user", "database", "options", "replication"})
 
 
@@ -100,9 +114,9 @@ class StartupMessage:
         return self.get("options") or ""
 
     @property
-    def replication(self) -> str | None:
-        """What was asked of replication, which only a boolean spelling of no leaves off; None when not given."""
-        return self.get("replication")
+    def replication(self) -> ReplicationMode:
+        """What was asked of replication; raises ValueError for a word that PostgreSQL does not know either."""
+        return replication_mode(self.get("replication"))
 
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:
@@ -175,6 +189,22 @@ def negotiate(startup: StartupMessage, newest: int = PROTOCOL_3_2) -> tuple[int,
     if version == startup.version and not unknown:
         return version, None
     return version, NegotiateProtocolVersion(version, unknown)
+
+
+def replication_mode(word: str | None) -> ReplicationMode:
+    """Read the parameter `replication`: `database`, or any spelling of yes and no; raises ValueError for others.
+
+    Source: PostgreSQL's `ProcessStartupPacket` and `parse_bool`, which takes the beginnings of words as well.
+    """
+    if word is None:
+        return ReplicationMode.NONE
+    if word == ReplicationMode.LOGICAL.value:
+        return ReplicationMode.LOGICAL
+    low = word.lower()
+    for mode, spellings in _SPELLINGS.items():
+        if low in spellings or (low not in {"", "o"} and any(full.startswith(low) for full in spellings)):
+            return mode
+    raise ValueError(f"no value for replication: {word!r}")
 
 
 def _open(body: bytes, code: int, name: str) -> BodyReader:

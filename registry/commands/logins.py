@@ -27,6 +27,14 @@ TenantOption = Annotated[
 ]
 AllOption = Annotated[bool, typer.Option("--all-tenants", help="It may connect as every tenant (support staff).")]
 
+ReplicationOption = Annotated[
+    ReplicationAccess | None,
+    typer.Option(
+        "--replication",
+        help="What it may replicate: its tenant's database, or, for all tenants only, a server. (default: none)",
+    ),
+]
+
 COLUMNS: Final = ("user", "tenant", "methods", "role", "replication")
 
 
@@ -35,6 +43,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="The logins: user names that applications connect with.")
     group.command("add")(add)
     group.command("list")(show_all)
+    group.command("set")(change)
     group.command("rotate")(rotate)
     group.command("remove")(remove)
     app.add_typer(group, name="login")
@@ -78,13 +87,7 @@ def add(
     role_password_env: Annotated[
         str | None, typer.Option("--role-password-env", metavar="NAME", help="Its password, in this variable.")
     ] = None,
-    replication: Annotated[
-        ReplicationAccess | None,
-        typer.Option(
-            "--replication",
-            help="What it may replicate: its tenant's database, or, for all tenants only, a server. (default: none)",
-        ),
-    ] = None,
+    replication: ReplicationOption = None,
     password_file: PasswordFile = None,
     password_env: PasswordEnv = None,
     registry: RegistryOption = None,
@@ -135,6 +138,26 @@ def show_all(
         return
     rows = [(one.user, one.tenant or "(all tenants)", one.methods, one.role_user, one.replication) for one in found]
     print_table(COLUMNS, rows, empty="There are no such logins.  `pgtenant login add USER --tenant SLUG` adds one.")
+
+
+def change(
+    user: UserArgument,
+    tenant: TenantOption = None,
+    replication: ReplicationOption = None,
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    *,
+    all_tenants: AllOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what a login may do.  In force for its next connections.
+
+    pgtenant login set streamer --tenant acme --replication database
+    """
+    _check_owner(tenant, all_tenants=all_tenants)
+    wanted = LoginChange(replication=given(replication))
+    login = ask(registry, config, lambda opened: opened.service.set_login(user, tenant, wanted), writing=True)
+    _print(login, None, as_json=as_json, done=f"login {user!r} for {_owner(tenant)} may replicate: {login.replication}")
 
 
 def rotate(
