@@ -89,7 +89,7 @@ class ReplicationDesk:
 
     def client(self, sock: socket.socket, ident: int, backend: PipeBackend, resolution: Resolution) -> PipeClient:
         """Make the client's end, which is to be attached once the selector has it."""
-        commands = CommandFilter(is_limited(resolution))
+        commands = CommandFilter(limited=is_limited(resolution))
         pool = backend.entry.pool
         return PipeClient(self._hub, self._hub.selector, sock, ident, pool, self._plain, commands, backend)
 

@@ -74,7 +74,7 @@ class CommandFilter:
     may be forwarded then.
     """
 
-    def __init__(self, limited: bool) -> None:
+    def __init__(self, *, limited: bool) -> None:
         self.limited: bool = limited
         self.goodbye: bool = False
         self.fault: str = ""

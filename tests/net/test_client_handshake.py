@@ -33,6 +33,7 @@ from proxy.net.client_handshake import (
 )
 from proxy.net.client_tls import ClientTlsMode
 from proxy.net.handshake_io import TlsFailed
+from proxy.wire.startup import ReplicationMode
 
 PLAIN = GreetPolicy()
 HELLO = startup({"user": "ann", "database": "acme"})
@@ -262,14 +263,21 @@ async def test_another_major_version_is_refused_by_name(version: int) -> None:
     assert f"{version >> 16}.0" in failure.message
 
 
-@pytest.mark.parametrize("value", ["database", "true", "on", "1", "yes", "nonsense", "o", ""])
-async def test_replication_is_refused(value: str) -> None:
-    assert (await refused(startup({"user": "ann", "replication": value}))).spec.name == "replication_unsupported"
+@pytest.mark.parametrize("value", ["nonsense", "o", "", "Database", "truee", "2"])
+async def test_words_that_say_nothing_of_replication_are_refused(value: str) -> None:
+    assert (await refused(startup({"user": "ann", "replication": value}))).sqlstate == "22023"
 
 
-@pytest.mark.parametrize("value", ["false", "off", "no", "0", "F", "of", "n"])
-async def test_replication_that_is_switched_off_is_a_plain_session(value: str) -> None:
-    assert (await greeted(startup({"user": "ann", "replication": value}))).startup is not None
+@pytest.mark.parametrize(
+    ("value", "mode"),
+    [
+        *((word, ReplicationMode.NONE) for word in ("false", "off", "no", "0", "F", "of", "n")),
+        *((word, ReplicationMode.PHYSICAL) for word in ("true", "on", "1", "yes", "T", "ON")),
+        ("database", ReplicationMode.LOGICAL),
+    ],
+)
+async def test_replication_is_read_as_postgresql_reads_it(value: str, mode: ReplicationMode) -> None:
+    assert (await greeted(startup({"user": "ann", "replication": value}))).replication is mode
 
 
 @pytest.mark.parametrize("size", [0, 3, 4, 7, 2**31 - 1, 2**31, 2**32 - 1, 10_005])

@@ -305,7 +305,7 @@ def test_the_parameters_of_a_startup_message_mean_what_they_mean_to_postgresql()
     )
     assert (message.user, message.database, message.options) == ("app", "app", "-c a=b")
     assert message.settings == (("TimeZone", "UTC"),)
-    assert message.replication is None
+    assert message.replication is startup.ReplicationMode.NONE
     assert startup.StartupMessage(startup.PROTOCOL_3_0, (("user", ""),)).user is None
 
 
