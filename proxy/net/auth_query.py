@@ -156,12 +156,12 @@ class _Line:
             return await self._ask(server, server.auth, user)
         except PeerGone as gone:
             if is_fresh:
-                raise CannotAsk(str(gone)) from None
+                raise CannotAsk(f"it has ended the connection: {gone}") from None
         # The server has ended the connection since it was last used, as servers do when they restart.
         try:
             return await self._ask(server, server.auth, user)
         except PeerGone as gone:
-            raise CannotAsk(str(gone)) from None
+            raise CannotAsk(f"it has ended the connection: {gone}") from None
 
     def keep(self) -> None:
         """Do not let go of it after a while: somebody asks."""
@@ -189,7 +189,7 @@ class _Line:
         except ProtocolError as error:
             raise CannotAsk(f"its answer is not PostgreSQL's protocol: {error}") from None
         except _Refused as refused:
-            done = not refused.is_final
+            done = True
             log.warning("a server refuses to tell verifiers", server=server.name, reason=str(refused))
             raise CannotAsk(str(refused)) from None
         finally:
@@ -229,14 +229,11 @@ class _Line:
 
 
 class _Refused(Exception):
-    """The server answered with an error, or with something that is no verifier; `is_final`: it ends the connection."""
-
-    def __init__(self, text: str, *, is_final: bool = False) -> None:
-        super().__init__(text)
-        self.is_final = is_final
+    """The server answered with an error, or with something that is no verifier."""
 
 
 async def _converse(io: HandshakeSocket, query: str, user: str) -> ServerRole | None:
+    """Ask one question; raises _Refused, after which the next may follow, PeerGone and ProtocolError."""
     messages = (
         Parse("", query, (_TEXT,)),
         Bind("", "", (user.encode("utf-8"),)),
@@ -252,11 +249,10 @@ async def _converse(io: HandshakeSocket, query: str, user: str) -> ServerRole | 
             rows.append(DataRow.decode(body).values)
         elif kind == framing.B_ERROR:
             said = ErrorResponse.decode(body)
-            is_final = said.get("V") in {"FATAL", "PANIC"}
             text = printable(f"{said.message or 'an error'} (SQLSTATE {said.sqlstate or 'missing'})")
-            error = _Refused(text, is_final=is_final)
-            if is_final:
-                raise error
+            if said.severity in {"FATAL", "PANIC"}:
+                raise PeerGone(text)
+            error = _Refused(text)
         elif kind == framing.B_READY:
             if error is not None:
                 raise error

@@ -1,0 +1,205 @@
+"""How clients prove who they are: certificates, channel binding, where they come from, and what failures cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import trustme
+from cryptography import x509
+from harness.certificates import Certificates
+from harness.proxy import ProxyProcess
+from harness.registries import RegistryUnderTest, TenantUnderTest
+from harness.waiting import wait_until
+from harness.world import World
+
+from proxy.demo.facts import ServerFacts
+from registry.contract import AuthMethod
+from registry.domain.models import LoginChange
+
+CERT = frozenset({AuthMethod.CERT})
+
+
+class Clients:
+    """An authority for clients' certificates, and the files of some."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.authority = trustme.CA()
+        self.ca = directory / "clients.pem"
+        self.authority.cert_pem.write_to_path(str(self.ca))
+
+    def issue(
+        self, name: str, *, authority: trustme.CA | None = None, organization: str | None = None
+    ) -> dict[str, str]:
+        """The parameters of libpq for a certificate with this common name."""
+        made = (authority or self.authority).issue_cert(common_name=name, organization_name=organization)
+        cert, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
+        cert.write_bytes(b"".join(pem.bytes() for pem in made.cert_chain_pems))
+        made.private_key_pem.write_to_path(str(key))
+        key.chmod(0o600)
+        return {"sslmode": "require", "sslcert": str(cert), "sslkey": str(key)}
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Clients:
+    return Clients(tmp_path_factory.mktemp("clients"))
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def world(certificates: Certificates, clients: Clients, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    registry = RegistryUnderTest(tmp_path_factory.mktemp("registry"))
+    registry.do(lambda service: service.tenants())
+    listen = {**certificates.listen("allow"), "tls_client_ca": str(clients.ca)}
+    with (
+        ProxyProcess(tmp_path_factory.mktemp("proxy"), registry.url, registry.keys, listen=listen) as proxy,
+        World(registry, proxy) as made,
+    ):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tenant(world: World, pg18: ServerFacts) -> TenantUnderTest:
+    return world.tenant(pg18)
+
+
+def whoami(world: World, tenant: TenantUnderTest, **parameters: Any) -> str:
+    with psycopg.connect(world.url(tenant), **parameters) as connection:
+        row = connection.execute("select current_user::text").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def refusal(world: World, tenant: TenantUnderTest, **parameters: Any) -> str:
+    with pytest.raises(psycopg.OperationalError) as caught:
+        psycopg.connect(world.url(tenant), **parameters).close()
+    return str(caught.value)
+
+
+# Certificates.
+
+
+def test_a_certificate_is_a_proof_where_the_login_says_so(
+    world: World, tenant: TenantUnderTest, clients: Clients
+) -> None:
+    world.registry.do(lambda service: service.add_login("batch", tenant.slug, LoginChange(methods=CERT)))
+    named = LoginChange(methods=CERT, certificate="reports@acme")
+    world.registry.do(lambda service: service.add_login("reports", tenant.slug, named))
+    own: dict[str, Any] = {"user": "batch", "password": "", **clients.issue("batch")}
+    assert whoami(world, tenant, **own) == tenant.database.role
+    assert whoami(world, tenant, user="reports", password="", **clients.issue("reports@acme")) == tenant.database.role
+
+
+def test_a_certificate_may_be_known_by_its_whole_subject(
+    world: World, tenant: TenantUnderTest, clients: Clients
+) -> None:
+    files = clients.issue("etl", organization="Acme")
+    subject = x509.load_pem_x509_certificate(Path(files["sslcert"]).read_bytes()).subject.rfc4514_string()
+    login = LoginChange(methods=CERT, certificate=f"dn:{subject}")
+    world.registry.do(lambda service: service.add_login("etl", tenant.slug, login))
+    assert whoami(world, tenant, user="etl", password="", **files) == tenant.database.role
+    again = clients.issue("etl", organization="Other")
+    assert "password authentication failed" in refusal(world, tenant, user="etl", password="x", **again)
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another login's", "another authority's"])
+def test_without_the_right_certificate_a_login_is_like_one_that_does_not_exist(
+    whose: str, world: World, tenant: TenantUnderTest, clients: Clients
+) -> None:
+    user = f"job-{len(whose)}"
+    world.registry.do(lambda service: service.add_login(user, tenant.slug, LoginChange(methods=CERT)))
+    if whose == "another authority's":
+        with pytest.raises(psycopg.OperationalError, match=r"(?i)ssl|tls|closed"):
+            whoami(world, tenant, user=user, password="x", **clients.issue(user, authority=trustme.CA()))
+        return
+    files = {} if whose == "nobody's" else clients.issue("somebody-else")
+    told = refusal(world, tenant, user=user, password="x", **files)
+    assert told == refusal(world, tenant, user="nobody", password="x", **files).replace("nobody", user)
+
+
+def test_a_certificate_is_no_proof_for_a_login_that_does_not_say_so(
+    world: World, tenant: TenantUnderTest, clients: Clients
+) -> None:
+    files = clients.issue(tenant.user)
+    assert "password authentication failed" in refusal(world, tenant, password="guess", **files)
+    assert whoami(world, tenant, **files) == tenant.database.role
+
+
+# Channel binding.
+
+
+@pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
+def test_libpq_binds_its_login_to_the_connection(
+    binding: str, world: World, tenant: TenantUnderTest, certificates: Certificates
+) -> None:
+    parameters = {**certificates.verify_full(), "host": "localhost", "channel_binding": binding}
+    assert whoami(world, tenant, **parameters) == tenant.database.role
+
+
+def test_without_tls_there_is_nothing_to_bind_to(world: World, tenant: TenantUnderTest) -> None:
+    assert whoami(world, tenant, sslmode="disable", channel_binding="prefer") == tenant.database.role
+    assert "channel binding" in refusal(world, tenant, sslmode="disable", channel_binding="require")
+
+
+def test_the_operator_may_switch_it_off(
+    registry: RegistryUnderTest, pg18: ServerFacts, certificates: Certificates, start_proxy: Callable[..., ProxyProcess]
+) -> None:
+    registry.do(lambda service: service.tenants())
+    listen = certificates.listen("allow")
+    with World(registry, start_proxy(listen=listen, auth={"channel_binding": False})) as other:
+        tenant = other.tenant(pg18)
+        assert whoami(other, tenant, sslmode="require") == tenant.database.role
+        assert "channel binding" in refusal(other, tenant, sslmode="require", channel_binding="require")
+
+
+# Networks.
+
+
+def test_clients_from_elsewhere_hear_what_strangers_hear(world: World, pg18: ServerFacts) -> None:
+    tenant = world.tenant(pg18, networks=("192.0.2.0/24", "2001:db8::/32"))
+    assert refusal(world, tenant) == refusal(world, tenant, password="guess")
+    assert f'password authentication failed for user "{tenant.user}"' in refusal(world, tenant)
+    assert "may not come from this address" in world.proxy.logs()
+    world.registry.set_tenant(tenant.slug, networks=("192.0.2.0/24", "127.0.0.0/8"))
+    wait_until(lambda: _lets_in(world, tenant), what="the network is one of the tenant's")
+
+
+def _lets_in(world: World, tenant: TenantUnderTest) -> bool:
+    try:
+        return bool(whoami(world, tenant))
+    except psycopg.OperationalError:
+        return False
+
+
+# Failed logins.
+
+
+def test_failures_slow_their_address_and_tenant_and_nobody_else(
+    registry: RegistryUnderTest, pg18: ServerFacts, start_proxy: Callable[..., ProxyProcess]
+) -> None:
+    registry.do(lambda service: service.tenants())
+    with World(registry, start_proxy(auth={"failure_delay": 0.3, "failure_delay_most": 0.6})) as world:
+        one, other = world.tenant(pg18), world.tenant(pg18)
+        assert [_seconds(world, one, "guess") > 0.25 for _ in range(5)] == [False, False, False, True, True]
+        assert [_seconds(world, one, "guess", dbname="no-such-tenant") > 0.25 for _ in range(4)][3]
+        assert _seconds(world, other, other.password) < 0.25, "another tenant"
+        assert 0.25 < _seconds(world, one, one.password) < 2, "the right password waits as long, once"
+        assert _seconds(world, one, one.password) < 0.25, "and has cleared the failures"
+
+
+def _seconds(world: World, tenant: TenantUnderTest, password: str, **parameters: Any) -> float:
+    began = time.monotonic()
+    try:
+        psycopg.connect(world.url(tenant), password=password, **parameters).close()
+    except psycopg.OperationalError:
+        pass
+    return time.monotonic() - began
