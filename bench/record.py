@@ -101,6 +101,8 @@ def _cell(result: CellResult) -> dict[str, Any]:
         "cpu_unit": f"seconds per {result.cell.cpu_unit}",
         "rounds": {way: [_outcome(outcome) for outcome in outcomes] for way, outcomes in result.outcomes.items()},
         "ratios_to_pgbouncer": {"rate": _spread(result.ratios(rate_of)), "cpu": _spread(result.ratios(cpu_of))},
+        "rate_to_direct": _spread(result.ratios_to_direct()),
+        "cpu_to_simple": _spread(result.ratios_to_simple()),
         "goals": [
             {
                 "metric": str(goal.metric),

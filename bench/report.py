@@ -53,24 +53,33 @@ def show(record: Record, console: Console) -> None:
 
 def throughput_table(results: Sequence[CellResult]) -> Table:
     """Units per second on each way, and the ratio of pgtenant to PgBouncer."""
-    table = _table("Throughput, median of the rounds", (DIRECT, PGBOUNCER, PGTENANT))
+    table = _table("Throughput, median of the rounds", (DIRECT, PGBOUNCER, PGTENANT), "to\ndirect")
     for result in results:
         rates = [_number(result.spread(way, rate_of), 1.0) for way in WAYS]
         table.add_row(
-            result.cell.name, f"{_short(result.cell.unit)}/s", *rates, *_judged(result, rate_of, Metric.THROUGHPUT)
+            result.cell.name,
+            f"{_short(result.cell.unit)}/s",
+            *rates,
+            _number(result.ratios_to_direct(), 1.0, 2),
+            *_judged(result, rate_of, Metric.THROUGHPUT),
         )
     return table
 
 
 def processor_table(results: Sequence[CellResult]) -> Table:
     """Processor time of the proxies per unit, and the ratio of pgtenant to PgBouncer."""
-    table = _table("Processor time of the proxy (user + system, all of its processes)", (PGBOUNCER, PGTENANT))
+    title = "Processor time of the proxy (user + system, all of its processes)"
+    table = _table(title, (PGBOUNCER, PGTENANT), "to\nsimple")
     for result in results:
         whole = result.cell.scenario in {Scenario.COPY_OUT, Scenario.COPY_IN}
         scale, unit = (1.0, "s") if whole else (1e6, "us")
         times = [_number(result.spread(way, cpu_of), scale, 2 if whole else 1) for way in (PGBOUNCER, PGTENANT)]
         table.add_row(
-            result.cell.name, f"{unit}/{_short(result.cell.cpu_unit)}", *times, *_judged(result, cpu_of, Metric.CPU)
+            result.cell.name,
+            f"{unit}/{_short(result.cell.cpu_unit)}",
+            *times,
+            _number(result.ratios_to_simple(), 1.0, 2),
+            *_judged(result, cpu_of, Metric.CPU, Metric.CPU_TO_SIMPLE),
         )
     return table
 
@@ -136,27 +145,28 @@ def _show_surroundings(record: Record, console: Console) -> None:
     )
 
 
-def _table(title: str, ways: Sequence[str]) -> Table:
+def _table(title: str, ways: Sequence[str], ratio: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("cell", no_wrap=True)
     table.add_column("unit", no_wrap=True)
     for way in ways:
         table.add_column(TITLES[way], justify="right")
+    table.add_column(ratio, justify="right")
     table.add_column("to PgBouncer\nmin / median / max", justify="right")
     table.add_column("goal", justify="right")
     table.add_column("verdict")
     return table
 
 
-def _judged(result: CellResult, quantity: Quantity, metric: Metric) -> list[str]:
+def _judged(result: CellResult, quantity: Quantity, *metrics: Metric) -> list[str]:
     ratios = result.ratios(quantity)
     text = ABSENT if ratios is None else f"{ratios.low:.2f} / {ratios.middle:.2f} / {ratios.high:.2f}"
-    return [text, *_verdict(result, metric)]
+    return [text, *_verdict(result, *metrics)]
 
 
-def _verdict(result: CellResult, metric: Metric) -> tuple[str, str]:
+def _verdict(result: CellResult, *metrics: Metric) -> tuple[str, str]:
     for goal, verdict in result.verdicts():
-        if goal.metric is metric:
+        if goal.metric in metrics:
             return str(goal), f"[{COLOURS[verdict]}]{verdict}[/]"
     return ABSENT, "no goal"
 

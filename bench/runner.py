@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bench.model import DIRECT, BenchError, Cell, Missing, Outcome, Stuck
+from bench.model import DIRECT, BenchError, Cell, Missing, Outcome, Scenario, Stuck
 from bench.stats import CellResult
 from bench.targets import Target
 from bench.workloads import Workload
@@ -33,16 +33,15 @@ class Runner:
         self._targets = targets
         self._progress = progress
         self._stuck: dict[tuple[Cell, str], Missing] = {}
-        self.results = [
-            CellResult(
-                workload.cell,
-                {
-                    **{way: [] for way in targets},
-                    **{way: [Missing(error.message)] for way, error in absent.items()},
-                },
-            )
-            for workload in workloads
-        ]
+        self.results: list[CellResult] = []
+        simple: dict[int, CellResult] = {}
+        for cell in [workload.cell for workload in workloads]:
+            outcomes: dict[str, list[Outcome]] = {way: [] for way in targets}
+            outcomes |= {way: [Missing(error.message)] for way, error in absent.items()}
+            result = CellResult(cell, outcomes, simple.get(cell.clients))
+            if cell.scenario is Scenario.SIMPLE:
+                simple[cell.clients] = result
+            self.results.append(result)
 
     def run(self, rounds: int) -> None:
         """Run so many rounds; a cell that fails is recorded as missing and the rest goes on.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
-from bench.model import PGBOUNCER, PGTENANT, Cell, Outcome, Reading, Scenario
+from bench.model import DIRECT, PGBOUNCER, PGTENANT, Cell, Outcome, Reading, Scenario
 
 IDLE_BYTES_PER_CLIENT = 4_000.0
 
@@ -38,6 +38,7 @@ class Metric(StrEnum):
 
     THROUGHPUT = "throughput to PgBouncer"
     CPU = "processor time to PgBouncer"
+    CPU_TO_SIMPLE = "processor time to the simple cell's"
     MEMORY = "bytes per idle client"
 
 
@@ -74,11 +75,14 @@ class Goal:
 
     def __str__(self) -> str:
         sign = ">=" if self.more_is_better else "<="
-        return f"{sign} {self.goal:,.0f} B" if self.metric is Metric.MEMORY else f"{sign} {self.goal:.2f}"
+        if self.metric is Metric.MEMORY:
+            return f"{sign} {self.goal:,.0f} B"
+        of = " of simple" if self.metric is Metric.CPU_TO_SIMPLE else ""
+        return f"{sign} {self.goal:.2f}{of}"
 
 
-def goals_of(cell: Cell) -> tuple[Goal, ...]:
-    """The goals of a cell; extended, prepared and connection set-up have none."""
+def goals_of(cell: Cell, *, compared: bool = True) -> tuple[Goal, ...]:
+    """The goals of a cell; `compared` says whether there is anything of PgBouncer's to compare it with."""
     match cell.scenario:
         case Scenario.SIMPLE:
             return (
@@ -89,16 +93,27 @@ def goals_of(cell: Cell) -> tuple[Goal, ...]:
             return (Goal(Metric.CPU, 0.6, None, more_is_better=False),)
         case Scenario.IDLE:
             return (Goal(Metric.MEMORY, IDLE_BYTES_PER_CLIENT, None, more_is_better=False),)
-        case Scenario.EXTENDED | Scenario.PREPARED | Scenario.CONNECT:
+        case Scenario.PREPARED if not compared:
+            return (Goal(Metric.CPU_TO_SIMPLE, 1.3, None, more_is_better=False),)
+        case Scenario.EXTENDED | Scenario.PREPARED:
+            return (
+                Goal(Metric.THROUGHPUT, 0.95, None, more_is_better=True),
+                Goal(Metric.CPU, 1.1, None, more_is_better=False),
+            )
+        case Scenario.CONNECT:
             return ()
 
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """A cell and its outcomes: for each way one per round, in the order of the rounds."""
+    """A cell and its outcomes: for each way one per round, in the order of the rounds.
+
+    `simple` is the simple cell with as many clients, if that was measured in the same rounds.
+    """
 
     cell: Cell
     outcomes: dict[str, list[Outcome]]
+    simple: CellResult | None = None
 
     def spread(self, way: str, quantity: Quantity) -> Spread | None:
         """The values of one quantity; None when no round has one."""
@@ -107,8 +122,17 @@ class CellResult:
 
     def ratios(self, quantity: Quantity) -> Spread | None:
         """The ratio of pgtenant to PgBouncer of every round in which both have a value above zero."""
-        pairs = zip(self.outcomes.get(PGTENANT, []), self.outcomes.get(PGBOUNCER, []), strict=False)
-        return _spread(ratio for ours, theirs in pairs if (ratio := _ratio(ours, theirs, quantity)) is not None)
+        return _ratios(self.outcomes.get(PGTENANT, []), self.outcomes.get(PGBOUNCER, []), quantity)
+
+    def ratios_to_direct(self) -> Spread | None:
+        """The throughput through pgtenant to that without a proxy, of every round."""
+        return _ratios(self.outcomes.get(PGTENANT, []), self.outcomes.get(DIRECT, []), rate_of)
+
+    def ratios_to_simple(self) -> Spread | None:
+        """The processor time of pgtenant to that which the simple cell took, of every round."""
+        if self.simple is None:
+            return None
+        return _ratios(self.outcomes.get(PGTENANT, []), self.simple.outcomes.get(PGTENANT, []), cpu_of)
 
     def judged(self, metric: Metric) -> Spread | None:
         """The values by which a goal of this metric is judged."""
@@ -117,12 +141,15 @@ class CellResult:
                 return self.ratios(rate_of)
             case Metric.CPU:
                 return self.ratios(cpu_of)
+            case Metric.CPU_TO_SIMPLE:
+                return self.ratios_to_simple()
             case Metric.MEMORY:
                 return self.spread(PGTENANT, per_client_of)
 
     def verdicts(self) -> Sequence[tuple[Goal, Verdict]]:
         """Every goal of the cell and what its median says."""
-        return [(goal, goal.judge(self.judged(goal.metric))) for goal in goals_of(self.cell)]
+        goals = goals_of(self.cell, compared=self.ratios(cpu_of) is not None)
+        return [(goal, goal.judge(self.judged(goal.metric))) for goal in goals]
 
 
 def rate_of(reading: Reading) -> float | None:
@@ -148,6 +175,11 @@ def per_client_of(reading: Reading) -> float | None:
 def _spread(values: Iterable[float]) -> Spread | None:
     collected = tuple(values)
     return Spread(collected) if collected else None
+
+
+def _ratios(ours: Sequence[Outcome], theirs: Sequence[Outcome], quantity: Quantity) -> Spread | None:
+    pairs = zip(ours, theirs, strict=False)
+    return _spread(ratio for one, other in pairs if (ratio := _ratio(one, other, quantity)) is not None)
 
 
 def _ratio(ours: Outcome, theirs: Outcome, quantity: Quantity) -> float | None:

@@ -88,9 +88,23 @@ def test_a_goal_without_limit_is_never_worse_than_below() -> None:
     assert goal.judge(Spread((9.0,))) is Verdict.BELOW_GOAL
 
 
-@pytest.mark.parametrize("scenario", [Scenario.EXTENDED, Scenario.PREPARED, Scenario.CONNECT])
-def test_some_scenarios_have_no_goal(scenario: Scenario) -> None:
-    assert goals_of(Cell(scenario, 1, "transaction", "transaction")) == ()
+def test_connection_set_up_has_no_goal() -> None:
+    assert goals_of(Cell(Scenario.CONNECT, 1, "connection", "connection")) == ()
+
+
+@pytest.mark.parametrize(("cpu", "expected"), [(1.3, Verdict.MET), (1.31, Verdict.BELOW_GOAL)])
+def test_prepared_cell_is_judged_by_the_simple_one_where_pgbouncer_cannot_prepare(
+    cpu: float, expected: Verdict
+) -> None:
+    cell = Cell(Scenario.PREPARED, 16, "transaction", "transaction")
+    lacking: list[Outcome] = [Missing("too old")]
+    simple = results([Reading(rate=1, cpu=1.0)], [Reading(rate=1, cpu=1.0)])
+    result = CellResult(cell, {PGTENANT: [Reading(rate=1, cpu=cpu)], PGBOUNCER: lacking}, simple)
+    assert [found for _, found in result.verdicts()] == [expected]
+    alone = CellResult(cell, result.outcomes)
+    assert [found for _, found in alone.verdicts()] == [Verdict.NOT_MEASURED], "never passed without its measure"
+    compared = CellResult(cell, {PGTENANT: [Reading(rate=1, cpu=1.2)], PGBOUNCER: [Reading(rate=1, cpu=1.0)]}, simple)
+    assert [found for _, found in compared.verdicts()] == [Verdict.MET, Verdict.BELOW_GOAL]
 
 
 def test_every_way_stands_at_every_place_of_a_round() -> None:
