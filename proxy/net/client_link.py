@@ -24,7 +24,7 @@ from proxy.net.link_host import (
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, FLAG_OBSOLETE, PoolLedger, Waiter
-from proxy.session.desk import NEED_ERROR, NEED_NOTHING
+from proxy.session.desk import NEED_COPY, NEED_ERROR, NEED_NOTHING
 from proxy.session.parameters import ParameterSet
 from proxy.session.relay import FOUND_NOTHING, FOUND_TERMINATE, FrontState
 from proxy.session.replies import PINS_DIRTY
@@ -300,6 +300,8 @@ class ClientLink(Stream):
         if desk.need == NEED_ERROR:
             backend.write(desk.fail(backend.state, self.host.result_type_changed(self)))
             return data
+        if desk.need == NEED_COPY:
+            self.pool.counters.prepared_again += 1
         self._hold(data)
         backend.write(desk.attend(backend.state))
         return b""

@@ -203,6 +203,12 @@ TENANT_FAMILIES: Final = (
         lambda one: [("_total", {}, one.queries)],
     ),
     _TenantFamily(
+        "pgtenant_prepared_again",
+        "counter",
+        "Statements prepared once more for a client on a backend that did not have them; many mean a low limit.",
+        lambda one: [("_total", {}, one.prepared_again)],
+    ),
+    _TenantFamily(
         "pgtenant_client_received_bytes",
         "counter",
         "Bytes received from clients.",

@@ -36,6 +36,7 @@ class Totals:
 
     transactions: int = 0
     queries: int = 0
+    prepared_again: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     wait_total: int = 0
@@ -48,6 +49,7 @@ class Totals:
         """Add the other totals, or take them off with the sign -1."""
         self.transactions += sign * other.transactions
         self.queries += sign * other.queries
+        self.prepared_again += sign * other.prepared_again
         self.bytes_in += sign * other.bytes_in
         self.bytes_out += sign * other.bytes_out
         self.wait_total += sign * other.wait_total
@@ -85,6 +87,7 @@ def totals_of(counters: Counters) -> Totals:
     return Totals(
         counters.transactions,
         counters.queries,
+        counters.prepared_again,
         counters.bytes_from_clients,
         counters.bytes_to_clients,
         counters.waits.total_microseconds,

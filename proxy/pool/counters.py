@@ -38,6 +38,7 @@ class Counters:
     def __init__(self) -> None:
         self.transactions: i64 = 0
         self.queries: i64 = 0
+        self.prepared_again: i64 = 0
         self.bytes_from_clients: i64 = 0
         self.bytes_to_clients: i64 = 0
         self.waits: Histogram = Histogram()

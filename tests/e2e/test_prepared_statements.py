@@ -101,6 +101,7 @@ def test_statement_follows_its_client_to_a_backend_that_never_saw_it(world: Worl
             assert client.rows("select pg_backend_pid()") != first
             assert ask(client, *use) == expected
             assert ask(client, *use) == expected
+            assert world.proxy.metric("pgtenant_prepared_again_total", tenant=tenant.slug) == 1
             assert ask(client, describe("s", kind="S"), sync()) == ask(own, describe("s", kind="S"), sync())
         assert world.proxy.metric("pgtenant_pinned_clients", tenant=tenant.slug) == 0
 
