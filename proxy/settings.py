@@ -390,7 +390,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"settings file {path} cannot be read: {error.strerror}",
             "Give the right path with --config, or leave it out to run with the defaults.",
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(
             f"settings file {path} is not TOML: {error}",
             "Compare it with configs/pgtenant.toml, which has every setting.",

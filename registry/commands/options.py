@@ -70,7 +70,7 @@ def _configured(config: Path | None) -> str | None:
         section: Any = tomllib.loads(config.read_text(encoding="utf-8")).get("registry", {})
     except OSError as error:
         raise RegistryError(f"settings file {config} cannot be read: {error.strerror}", "check --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RegistryError(f"settings file {config} is not TOML: {error}", "check --config") from None
     url = section.get("url") if isinstance(section, dict) else None
     return url if isinstance(url, str) else None

@@ -108,7 +108,7 @@ def parse_manifest(
     source = Source(name, text, directory, environment)
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise source.error(None, f"not TOML: {error}") from None
     for key in document:
         if key not in KINDS:

@@ -154,7 +154,9 @@ def account(user: str, password: str, *methods: AuthMethod, md5: bool = False) -
 
 def nobody(user: str) -> Account:
     """A login that does not exist."""
-    return Account(mock_verifier(MOCK_SECRET, user.encode()), None, Failure(INVALID_PASSWORD, user=user))
+    return Account(
+        mock_verifier(MOCK_SECRET, user.encode(errors="surrogateescape")), None, Failure(INVALID_PASSWORD, user=user)
+    )
 
 
 @dataclass
