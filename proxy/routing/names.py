@@ -201,16 +201,23 @@ def selectors_from_startup(startup: StartupMessage, sni: str | None, rules: Name
         options = parse_startup_options(startup.options, bare)
     except StartupOptionError as error:
         raise Failure(INVALID_OPTIONS, reason=str(error)) from error
-    database = startup.get("database") or None
-    if startup.replication is ReplicationMode.PHYSICAL and database == NO_DATABASE:
-        database = None
     return Selectors(
         user=startup.user,
-        database=database,
+        database=_database_of(startup),
         # PostgreSQL applies the packet's own settings after those in `options`.
         options=options + startup.settings,
         sni=sni or None,
     )
+
+
+def _database_of(startup: StartupMessage) -> str | None:
+    database = startup.get("database") or None
+    if database != NO_DATABASE:
+        return database
+    try:
+        return None if startup.replication is ReplicationMode.PHYSICAL else database
+    except ValueError:
+        return database
 
 
 def read(selectors: Selectors, rules: NameRules) -> Reading:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.certificates import Certificates
 from harness.databases import Database
+from harness.proxy import GRACE, ProxyProcess
 from harness.rawclient import Disconnected, Message, RawClient, ServerSaid, frame, query
-from harness.registries import TenantUnderTest
+from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import wait_until
 from harness.world import World
 
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.facts import ServerFacts, clean_environment
-from registry.contract import Limits, ReplicationAccess, Secret
+from registry.contract import Limits, ReplicationAccess, Secret, TlsMode
 from registry.domain.models import LoginChange
 
 PROXY = {"pool": {"pool_size": 3, "queue_wait_timeout": 5.0}}
@@ -350,3 +353,37 @@ def test_a_subscription_follows_a_publication_through_the_proxy(
     finally:
         subscriber.psql(f"drop subscription {name}")
     world.wait_for_rest(acme)
+
+
+def test_streams_go_through_tls_on_both_sides_and_end_with_the_node(
+    registry: RegistryUnderTest,
+    start_proxy: Callable[..., ProxyProcess],
+    make_database: Callable[..., Database],
+    pg17: ServerFacts,
+    tmp_path: Path,
+) -> None:
+    certificates = Certificates(tmp_path)
+    registry.add_server(pg17, tls_mode=TlsMode.REQUIRE)
+    database = make_database(pg17)
+    tenant = registry.add_tenant("acme", database)
+    database.psql(f"alter role {database.role} replication")
+    password = secrets.token_urlsafe(12)
+    change = LoginChange(password=Secret(password), replication=ReplicationAccess.SERVER)
+    registry.do(lambda service: service.add_login("staff", None, change))
+    proxy = start_proxy(listen=certificates.listen("require"))
+    with proxy.connect() as client:
+        client.start_tls(certificates.context(), server_hostname="localhost")
+        client.login(f"staff.{tenant.slug}", password, replication="true")
+        client.send(query("BASE_BACKUP (CHECKPOINT 'fast', WAIT false)"))
+        total = sum(len(message.body) for message in client.read_until("Z"))
+        assert total > 10_000_000
+        (position,) = (row[2] for row in client.rows("IDENTIFY_SYSTEM"))
+        client.send(query(f"START_REPLICATION PHYSICAL {position}"))
+        assert client.read().kind == "W"
+        database.psql("create table written (a int)")
+        assert client.read().kind == "d"
+        started = time.monotonic()
+        proxy.send_signal(signal.SIGTERM)
+        client.read_to_end()
+        assert time.monotonic() - started < GRACE, "a stream has no end to wait for"
+    wait_until(lambda: walsenders(database) == 0, what="the end of the stream")

@@ -20,6 +20,7 @@ from proxy.auth.saslprep import prepare_password
 from proxy.errors import Failure
 from proxy.routing import names
 from proxy.session.parameters import ParameterTable, switch_statement
+from proxy.session.replication import CommandFilter
 from proxy.wire import ProtocolError, StartupOptionError, proxy_protocol
 from proxy.wire.authentication import decode_authentication
 from proxy.wire.backend import decode_backend
@@ -130,6 +131,21 @@ def relay(data: bytes) -> None:
             pair.client(chunk)
         assert len(pair.swallowed) <= answered
     pair.releasable()
+
+
+def replication_commands(data: bytes) -> None:
+    """What a login sends that may replicate one database: in one piece, and in chunks, each behind its length."""
+    whole, parts = CommandFilter(limited=True), CommandFilter(limited=True)
+    sent, passed = b"", b""
+    pos = 0
+    while pos < len(data):
+        chunk = data[pos + 1 : pos + 1 + data[pos]]
+        pos += 1 + data[pos]
+        sent += chunk
+        if not (parts.fault or parts.goodbye):
+            passed += parts.pass_on(chunk)
+    assert passed == whole.pass_on(sent)
+    assert (parts.fault, parts.goodbye) == (whole.fault, whole.goodbye)
 
 
 def startup_options(data: bytes) -> None:
@@ -243,6 +259,7 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
             authentication_message,
             frames,
             relay,
+            replication_commands,
             startup_options,
             scram_client,
             scram_server,
