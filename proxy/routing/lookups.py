@@ -160,19 +160,24 @@ class Lookups:
             lambda answer: cache.learn_database(database, answer, self._clock()),
         )
 
-    async def login(self, user: str, tenant_id: int) -> Answer[Login | None]:
-        """Find the login of this name that may connect as the tenant."""
+    async def login(self, user: str, tenant_id: int, spelled: str = "") -> Answer[Login | None]:
+        """Find the login of this name that may connect as the tenant.
+
+        `spelled` is how the tenant was named.  For NO_TENANT each spelling is asked for and remembered by itself, as it
+        is for tenants that exist: else a stranger could tell them by the time.
+        """
         if not _askable(user):
             return Answer(None)
         cache, now = self._cache, self._clock()
-        entry = cache.login(user, tenant_id)
+        name = f"{user}\0{spelled}" if tenant_id == NO_TENANT else user
+        entry = cache.login(name, tenant_id)
         return await self._answer(
-            ("login", user, tenant_id),
+            ("login", name, tenant_id),
             entry,
             entry is not None and cache.login_is_fresh(entry, tenant_id, now),
             None,
             lambda: self._reader.login(user, tenant_id),
-            lambda answer: cache.learn_login((user, tenant_id), answer, self._clock()),
+            lambda answer: cache.learn_login((name, tenant_id), answer, self._clock()),
         )
 
     async def refresh(self, tenant_id: int) -> None:

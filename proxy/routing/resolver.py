@@ -327,8 +327,8 @@ class Resolver:
         whole = await self._find(others[0]) if others else None
         whole_login: Answer[Login | None] = Answer(None)
         if whole is not None:
-            whole_login = await self._login(reading.exact_user, whole.route, address, asks_servers=asks_servers)
-        login = await self._login(reading.user, found.route, address, asks_servers=asks_servers)
+            whole_login = await self._login(reading.exact_user, whole, address, asks_servers=asks_servers)
+        login = await self._login(reading.user, found, address, asks_servers=asks_servers)
         return Survey(
             reading=reading,
             found=found,
@@ -339,11 +339,11 @@ class Resolver:
             whole_certain=whole_login.certain,
         )
 
-    async def _login(
-        self, user: str, route: Route | None, address: str | None, *, asks_servers: bool
-    ) -> Answer[Login | None]:
+    async def _login(self, user: str, found: Found, address: str | None, *, asks_servers: bool) -> Answer[Login | None]:
         """Find a login in the registry, else on the tenant's server where that is asked; raises CannotAsk."""
-        answer = await self.lookups.login(user, NO_TENANT if route is None else route.tenant_id)
+        route = found.route
+        tenant_id = NO_TENANT if route is None else route.tenant_id
+        answer = await self.lookups.login(user, tenant_id, found.statement.names[-1])
         if route is not None and not allows(route, address):
             return Answer(None)
         if answer.value is not None or not answer.certain or route is None or not asks_servers:
