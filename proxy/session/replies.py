@@ -481,6 +481,8 @@ class BackState:
         else:
             self._note_error(data, pos, end)
             if self.swallowing:
+                if not noted and sqlstate_of(data, pos + 5, end) == b"26000":
+                    self.shelf.distrust()
                 self.answer = self.shelf.notes[0].told(data[pos:end]) if noted else data[pos:end]
         if noted and debt == OWE_QUERY:
             self.shelf.undo_one(self.shelf.notes[0])

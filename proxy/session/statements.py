@@ -215,6 +215,11 @@ class Shelf:
         """Forget all copies: the server has deallocated them."""
         self.copies.clear()
 
+    def distrust(self) -> None:
+        """Ask again of every copy before its next use: the server lacks one, which a client may have deallocated."""
+        for copy in self.copies.values():
+            copy.shape = b""
+
     def settle(self, shape: bytes) -> bool:
         """Take note that the first note's reply has come; True when that ends an injection."""
         note = self.notes.pop(0)

@@ -347,6 +347,16 @@ def test_backend_keeps_no_more_statements_than_allowed(world: World, tenant: Ten
         assert names_on_the_server(client) == 4
 
 
+def test_copy_that_a_client_has_taken_away_is_made_again(world: World, tenant: TenantUnderTest) -> None:
+    use = [bind(["1"], statement="s"), execute(), sync()]
+    with proxied(world, tenant) as client, proxied(world, tenant) as meddler:
+        ask(client, parse(SELECT, "s"), sync())
+        ((name,),) = meddler.rows("select name from pg_prepared_statements where name like 'pgtenant%'")
+        meddler.query(f"deallocate {name}")
+        assert error(ask(client, *use)) == ("26000", 'prepared statement "s" does not exist')
+        assert "D" in kinds(ask(client, *use))
+
+
 @pytest.mark.parametrize(
     "prepare",
     [
