@@ -245,6 +245,14 @@ def test_a_stream_ends_with_its_server_or_its_tenants_service(world: World, acme
     world.wait_for_rest(acme)
 
 
+def test_a_stream_ends_when_its_tenant_moves(world: World, publisher: ServerFacts, acme: TenantUnderTest) -> None:
+    with connect(world, acme) as client:
+        stream(client)
+        world.registry.repoint(acme.slug, world.database(publisher))
+        client.read_to_end()
+        wait_until(lambda: walsenders(acme.database) == 0, what="the end of the stream")
+
+
 def test_a_client_that_leaves_during_the_login_leaves_nothing(world: World, publisher: ServerFacts) -> None:
     tenant = replicating(world, publisher, pool_size=1)
     with connect(world, tenant):

@@ -20,7 +20,8 @@ from proxy.demo.facts import ServerFacts
 from registry.contract import Address, Limits, PoolMode
 
 PROXY = {"pool": {"pool_size": 2, "idle_transaction_timeout": 0.5}}
-SOON = 1.5
+SOON = 2.5
+"""Seconds: the limit itself, less than one until it is in force, and a good one for a busy machine."""
 
 
 @pytest.fixture
@@ -84,9 +85,9 @@ def test_a_pipeline_is_cancelled_up_to_its_sync(world: World, pg18: ServerFacts)
 
 
 def test_short_requests_are_not_disturbed(world: World, pg18: ServerFacts) -> None:
-    tenant = world.tenant(pg18, limits=Limits(query_timeout=0.4, idle_transaction_timeout=0.4, client_idle_timeout=0.4))
+    tenant = world.tenant(pg18, limits=Limits(query_timeout=0.8, idle_transaction_timeout=0.8, client_idle_timeout=0.8))
     with psycopg.connect(world.url(tenant)) as connection:
-        until = time.monotonic() + 1.2
+        until = time.monotonic() + 1.8
         while time.monotonic() < until:
             connection.execute("select pg_sleep(0.05)")
             if time.monotonic() * 10 % 5 < 1:
@@ -95,10 +96,10 @@ def test_short_requests_are_not_disturbed(world: World, pg18: ServerFacts) -> No
 
 @pytest.mark.parametrize("mode", [PoolMode.TRANSACTION, PoolMode.SESSION])
 def test_a_transaction_that_lasts_too_long_ends_its_session(mode: PoolMode, world: World, pg18: ServerFacts) -> None:
-    limits = Limits(transaction_timeout=0.6, idle_transaction_timeout=0, pool_size=1)
+    limits = Limits(transaction_timeout=0.9, idle_transaction_timeout=0, pool_size=1)
     tenant = world.tenant(pg18, seed=SEED, pool_mode=mode, limits=limits)
     with login(world.proxy, tenant) as client:
-        for _ in range(8):
+        for _ in range(11):
             client.rows("begin")
             client.rows("select pg_sleep(0.1)")
             client.rows("commit")
@@ -137,11 +138,11 @@ def test_a_transaction_left_idle_ends_its_session(doing: str, world: World, pg18
 
 
 def test_a_client_that_does_nothing_is_told_so(world: World, pg18: ServerFacts) -> None:
-    tenant = world.tenant(pg18, seed=SEED, limits=Limits(client_idle_timeout=0.5))
+    tenant = world.tenant(pg18, seed=SEED, limits=Limits(client_idle_timeout=0.8))
     with login(world.proxy, tenant) as silent, login(world.proxy, tenant) as pinned, login(world.proxy, tenant) as busy:
         silent.rows("select 1")
         pinned.rows("create temp table leftover (a int)")
-        until = time.monotonic() + 1
+        until = time.monotonic() + 1.4
         while time.monotonic() < until:
             assert busy.rows("select 1") == [("1",)]
             time.sleep(0.1)
