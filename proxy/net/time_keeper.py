@@ -89,8 +89,11 @@ class TimeKeeper:
                 if watch is None or watch.owner is not client:
                     watch = Watch(client, now)
                 self._busy[entry] = watch
-                watch.look(doing(client, link), link.state.readies, link.state.idles, now)
-                self._act(watch, client, link, now)
+                try:
+                    watch.look(doing(client, link), link.state.readies, link.state.idles, now)
+                    self._act(watch, client, link, now)
+                except Exception as error:  # noqa: BLE001 - one session's fault must not end the sweeps for all
+                    client.contain(error)
 
     def _sweep_clients(self, now: float) -> None:
         """Look at the next few clients; after the last one of a round those that are there then have their turns."""
@@ -102,15 +105,21 @@ class TimeKeeper:
         turn = self._round[-CLIENTS_PER_SWEEP:]
         del self._round[-CLIENTS_PER_SWEEP:]
         for client in turn:
-            limits = client.pool.times
-            if limits.client_idle <= 0.0 or not is_resting(client):
-                continue
-            watch = self._idle.get(client) or Watch(client, now)
-            self._seen[client] = watch
-            backend = client.backend
-            watch.look(RESTING, int(client.linked_at * 1e6), 0 if backend is None else backend.state.readies, now)
-            if plan_limit(watch, limits, now) == END_IDLE_CLIENT:
-                self._end(client, CLIENT_IDLE_TIMEOUT, limits.client_idle)
+            try:
+                self._look_at_idle(client, now)
+            except Exception as error:  # noqa: BLE001 - as above
+                client.contain(error)
+
+    def _look_at_idle(self, client: ClientLink, now: float) -> None:
+        limits = client.pool.times
+        if limits.client_idle <= 0.0 or not is_resting(client):
+            return
+        watch = self._idle.get(client) or Watch(client, now)
+        self._seen[client] = watch
+        backend = client.backend
+        watch.look(RESTING, int(client.linked_at * 1e6), 0 if backend is None else backend.state.readies, now)
+        if plan_limit(watch, limits, now) == END_IDLE_CLIENT:
+            self._end(client, CLIENT_IDLE_TIMEOUT, limits.client_idle)
 
     def _act(self, watch: Watch, client: ClientLink, backend: BackendLink, now: float) -> None:
         limits = client.pool.times
