@@ -147,6 +147,7 @@ def explain(
     database: Annotated[str | None, typer.Option("--database", "-d", help="Database name, if any.")] = None,
     options: Annotated[str, typer.Option(help='Startup options, for example "-c tenant=acme".')] = "",
     sni: Annotated[str | None, typer.Option(help="Host name in the TLS handshake, if any.")] = None,
+    address: Annotated[str | None, typer.Option(help="Address that the client comes from.")] = None,
     config: ConfigOption = None,
     *,
     as_json: JsonOption = False,
@@ -167,7 +168,7 @@ def explain(
         async with open_registry(url, KeyRing.from_environment(), create=False) as opened:
             resolver = Resolver(opened.reader, rules=rules, config=wiring.resolver_config(settings))
             try:
-                return await resolver.explain(Selectors(user, database, pairs, sni))
+                return await resolver.explain(Selectors(user, database, pairs, sni), address)
             finally:
                 await resolver.close()
 
@@ -218,6 +219,8 @@ def _print_explanation(found: Explanation) -> None:
         console.print(f"server {where.server} ({addresses}), database {where.database}", highlight=False)
         console.print(f"role {where.role}, pool mode {where.pool_mode}", highlight=False)
     console.print(f"login: {found.login or f'there is no login {found.user} here'}", highlight=False)
+    if found.note is not None:
+        console.print(escape(found.note), highlight=False)
     if found.problem is not None:
         console.print(f"[bold red]refused[/bold red] ({found.problem.sqlstate}): {escape(found.problem.message)}")
         if found.problem.hint:

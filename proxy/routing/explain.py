@@ -9,7 +9,7 @@ from proxy.errors import Failure
 from proxy.routing.names import Selectors, Source
 from proxy.routing.shared import is_shared
 from proxy.routing.verdict import Found, Survey, fits
-from registry.contract import Login, Route
+from registry.contract import Login, Route, VerifierSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def explanation(
         user=survey.user,
         steps=tuple(_steps(survey)),
         login=named,
-        destination=None if route is None else _destination(route, login),
+        destination=None if route is None else _destination(route, _role(survey, asks_server=asks_server)),
         problem=None if failed is None else problem(failed),
         note="the tenant's clients may not come from this address" if barred else None,
     )
@@ -143,8 +143,16 @@ def _login(login: Login) -> str:
     return f"{login.user} (all tenants)" if login.tenant_id is None else login.user
 
 
-def _destination(route: Route, login: Login | None) -> Destination:
-    role = login.role if login is not None and login.role is not None else route.role
+def _role(survey: Survey, *, asks_server: bool) -> str | None:
+    """The role of the backends: the login's own, the tenant's, or the user's where that is a role of the server."""
+    login, route = survey.effective_login, survey.route
+    if login.source is VerifierSource.SERVER if login is not None else asks_server:
+        return survey.user
+    role = login.role if login is not None and login.role is not None else None if route is None else route.role
+    return None if role is None else role.user
+
+
+def _destination(route: Route, role: str | None) -> Destination:
     server = route.server
     return Destination(
         tenant=route.slug,
@@ -153,7 +161,7 @@ def _destination(route: Route, login: Login | None) -> Destination:
         server=None if server is None else server.name,
         addresses=() if server is None else tuple(f"{one.host}:{one.port}" for one in server.addresses),
         database=route.database_name,
-        role=None if role is None else role.user,
+        role=role,
         pool_mode=route.pool_mode.value,
         generation=route.generation,
         shared=is_shared(route),

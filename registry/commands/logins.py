@@ -34,6 +34,18 @@ ReplicationOption = Annotated[
         help="What it may replicate: its tenant's database, or, for all tenants only, a server. (default: none)",
     ),
 ]
+MethodOption = Annotated[
+    list[AuthMethod] | None,
+    typer.Option("--method", help="How it may prove itself; may be given several times. (default: scram-sha-256)"),
+]
+CertificateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--certificate",
+        metavar="NAME",
+        help="For the method cert: common name, or dn: and the subject. (default: USER as common name)",
+    ),
+]
 
 COLUMNS: Final = ("user", "tenant", "methods", "role", "replication")
 
@@ -58,18 +70,8 @@ def add(
             "--verifier-file", metavar="FILE", help="SCRAM verifier instead of a password, as in pg_authid.rolpassword."
         ),
     ] = None,
-    method: Annotated[
-        list[AuthMethod] | None,
-        typer.Option("--method", help="How it may prove itself; may be given several times. (default: scram-sha-256)"),
-    ] = None,
-    certificate: Annotated[
-        str | None,
-        typer.Option(
-            "--certificate",
-            metavar="NAME",
-            help="For the method cert: common name, or dn: and the subject. (default: USER as common name)",
-        ),
-    ] = None,
+    method: MethodOption = None,
+    certificate: CertificateOption = None,
     md5_spelling: Annotated[
         list[str] | None,
         typer.Option(
@@ -143,21 +145,30 @@ def show_all(
 def change(
     user: UserArgument,
     tenant: TenantOption = None,
+    method: MethodOption = None,
+    certificate: CertificateOption = None,
     replication: ReplicationOption = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
     *,
+    no_certificate: Annotated[
+        bool, typer.Option("--no-certificate", help="Its certificate has the user name as common name.")
+    ] = False,
     all_tenants: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Change what a login may do.  In force for its next connections.
+    """Change how a login proves itself and what it may do; what is left out stays.  In force for its next connections.
 
     pgtenant login set streamer --tenant acme --replication database
     """
     _check_owner(tenant, all_tenants=all_tenants)
-    wanted = LoginChange(replication=given(replication))
+    wanted = LoginChange(
+        methods=frozenset(method) if method else KEEP,
+        certificate=given(certificate, cleared=no_certificate),
+        replication=given(replication),
+    )
     login = ask(registry, config, lambda opened: opened.service.set_login(user, tenant, wanted), writing=True)
-    _print(login, None, as_json=as_json, done=f"login {user!r} for {_owner(tenant)} may replicate: {login.replication}")
+    _print(login, None, as_json=as_json, done=f"changed login {user!r} for {_owner(tenant)}")
 
 
 def rotate(

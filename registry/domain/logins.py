@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from cryptography import x509
+
 from registry.contract import AuthMethod, ReplicationAccess
 from registry.domain.models import KEEP, LoginChange, LoginRecord, Tenant, chosen
 from registry.domain.names import check_identifier
@@ -79,6 +81,9 @@ def _check_certificate(identity: str | None, methods: frozenset[AuthMethod]) -> 
             "certificate", "a certificate's name, but cert is not among the methods", "add cert to the methods"
         )
     name = identity.removeprefix(DISTINGUISHED)
+    if name != identity:
+        name = _canonical(name)
+        identity = DISTINGUISHED + name
     if not name or len(identity) > MAX_CERTIFICATE_CHARS or not name.isprintable():
         raise Invalid(
             "certificate",
@@ -86,6 +91,14 @@ def _check_certificate(identity: str | None, methods: frozenset[AuthMethod]) -> 
             f"its common name, or {DISTINGUISHED} and its whole subject: {DISTINGUISHED}CN=app,O=Acme",
         )
     return identity
+
+
+def _canonical(subject: str) -> str:
+    """A subject in the spelling in which those of certificates are compared with it, empty where it is none."""
+    try:
+        return x509.Name.from_rfc4514_string(subject).rfc4514_string()
+    except ValueError:
+        return ""
 
 
 def _check_spellings(spellings: Iterable[str]) -> tuple[str, ...]:
