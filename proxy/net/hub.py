@@ -69,6 +69,9 @@ MAIL_CLOSED: Final = 8
 MAIL_SEATED: Final = 9
 
 
+SETTLE_TIME: Final = 30.0
+"""Seconds that a server has for a statement of the proxy's own while no client waits with it: DISCARD ALL, settings."""
+
 TIMEOUTS: Final = (
     "query_timeout",
     "transaction_timeout",
@@ -103,6 +106,7 @@ class Hub(Effects, LinkHost):
         self.internal_errors = 0
         self.timeouts: dict[str, int] = dict.fromkeys(TIMEOUTS, 0)
         self.finishing: dict[ClientLink, None] = {}
+        self.settling: dict[BackendLink, float] = {}
 
     def post(self, kind: int, subject: object, text: str = "") -> None:
         """Leave something for the coroutine side."""
@@ -121,6 +125,7 @@ class Hub(Effects, LinkHost):
     def close(self, entry: BackendEntry, reason: str) -> None:
         """See `Effects`.  A server that is still busy is sent a cancel request, so that it notices."""
         link = link_of(entry)
+        self.settling.pop(link, None)
         self._end_task(link, reason)
         if not link.polled:
             return
@@ -134,7 +139,9 @@ class Hub(Effects, LinkHost):
 
     def reset(self, entry: BackendEntry) -> None:
         """See `Effects`."""
-        link_of(entry).reset()
+        link = link_of(entry)
+        self.settling[link] = self.selector.now
+        link.reset()
 
     def grant(self, waiter: Waiter, entry: BackendEntry) -> None:
         """See `Effects`.  A fault in the new owner is its own, not that of whoever released the backend."""
@@ -148,6 +155,7 @@ class Hub(Effects, LinkHost):
         elif isinstance(owner, Probe):
             owner.begin(link)
             link.task = owner
+            self.settling[link] = self.selector.now
             link.apply(owner.parameters)
             if not link.state.swallowing_own:
                 self.settled(link)
@@ -228,6 +236,7 @@ class Hub(Effects, LinkHost):
     def backend_gone(self, backend: BackendLink, reason: str) -> None:
         """See `LinkHost`."""
         entry = backend.entry
+        self.settling.pop(backend, None)
         if entry.close_reason:
             self.post(MAIL_CLOSED, entry)
         else:
@@ -248,6 +257,7 @@ class Hub(Effects, LinkHost):
     def settled(self, backend: BackendLink) -> None:
         """See `LinkHost`."""
         entry = backend.entry
+        self.settling.pop(backend, None)
         error = backend.state.swallowed_error
         backend.state.swallowed_error = b""
         task = backend.task
@@ -307,10 +317,13 @@ class Hub(Effects, LinkHost):
         self.driver.opened(entry, self.selector.now)
 
     def sweep(self, now: float) -> None:
-        """Close the clients whose time to take their last message is over."""
+        """Close clients that do not take their last message, and backends that do not answer the proxy's own words."""
         for client in list(self.finishing):
             if client.finish_by <= now:
                 client.close("it did not close in time")
+        for backend, since in list(self.settling.items()):
+            if since + SETTLE_TIME <= now:
+                self.driver.close(backend.entry, "it did not answer a statement of the proxy's own in time", now)
 
     def terminate(self, client: ClientLink, failure: Failure) -> None:
         """End a client's session with an error."""

@@ -7,14 +7,19 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from harness.linkworld import LinkWorld, Peer
 from harness.rawclient import query
 
 from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer
+from proxy.net.hub import SETTLE_TIME
+from proxy.net.probe import Probe
 from proxy.net.time_keeper import CLIENTS_PER_SWEEP, TimeKeeper
-from proxy.pool.ledger import BackendEntry, PoolLedger
+from proxy.pool.ledger import CLOSING, FLAG_MODE, RESETTING, BackendEntry, PoolLedger, Waiter
+from proxy.pool.pool import NEVER
 from proxy.pool.time_limits import CANCEL_GRACE, TimeLimits
+from proxy.session.parameters import ParameterSet
 
 TICK = 0.1
 
@@ -153,3 +158,27 @@ def test_one_sweep_looks_at_a_bounded_number_of_clients_and_all_have_their_turn(
             sweeps.sweep()
             assert len(looked) - before <= CLIENTS_PER_SWEEP
         assert len(set(looked)) == len(looked) == 3 * CLIENTS_PER_SWEEP - 1
+
+
+@pytest.mark.parametrize("what", ["reset", "settings of a login"])
+def test_a_server_that_does_not_answer_the_proxy_itself_costs_its_slot_for_a_while_only(what: str) -> None:
+    with LinkWorld() as world:
+        sweeps = Sweeps(world)
+        pool, client, _ = sweeps.busy_client(TimeLimits())
+        (entry,) = world.servers
+        if what == "reset":
+            pool.reset_always = True
+            pool.flags |= FLAG_MODE
+            world.servers[entry].pump()
+            world.until(lambda: entry.state == RESETTING, "DISCARD ALL")
+        else:
+            world.settle()
+            probe = Probe(ParameterSet(((b"timezone", b"UTC"),)), None)
+            world.hub.driver.request(Waiter(pool, world.selector.now, NEVER, probe), world.selector.now)
+        assert client.backend is None
+        began = world.selector.now
+        world.hub.sweep(began + SETTLE_TIME - 1)
+        assert entry.state < CLOSING
+        world.hub.sweep(began + SETTLE_TIME + 1)
+        assert entry.state == CLOSING
+        assert not world.hub.settling
