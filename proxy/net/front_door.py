@@ -268,6 +268,8 @@ class FrontDoor:
             proof = await authenticate(
                 io, resolution.selectors.user, resolution, self._settings.auth, channel_of(greeting)
             )
+            if not await self._resolver.confirm(resolution):
+                raise resolution.refusal
         except Failure as failure:
             if failure is resolution.refusal:
                 self._slowdown.failed(attempts, self._clock())

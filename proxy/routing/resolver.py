@@ -215,6 +215,20 @@ class Resolver:
             barred=route is not None and not allows(route, address),
         )
 
+    async def confirm(self, resolution: Resolution) -> bool:
+        """Whether the verifier that a client was held to is still the login's, however long its proof took.
+
+        Raises Failure where the server would have to be asked and cannot be.
+        """
+        login, route = resolution.login, resolution.route
+        if self._server_logins is None or login is None or login.source is not VerifierSource.SERVER or route is None:
+            return True
+        try:
+            now = await self._server_logins.login(route, login.user)
+        except CannotAsk:
+            raise Failure(VERIFIERS_UNAVAILABLE) from None
+        return now is not None and now.verifier == login.verifier
+
     def doubt(self, resolution: Resolution) -> None:
         """Ask a server again for a role by whose verifier a login has failed: its password may be a new one."""
         login, route = resolution.login, resolution.route

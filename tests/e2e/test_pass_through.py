@@ -20,7 +20,7 @@ from harness.waiting import wait_until
 from harness.world import World
 
 from proxy.demo.facts import ServerFacts
-from registry.contract import Address, ChannelBinding, Secret, TlsMode, VerifierSource
+from registry.contract import Address, ChannelBinding, Limits, Secret, TlsMode, VerifierSource
 from registry.domain.models import LoginChange, ServerChange, TenantChange
 
 TTL = 1.0
@@ -190,6 +190,23 @@ def test_who_is_connected_with_an_old_password_is_told_when_no_backend_is_left(p
         assert connected.closed
 
 
+def test_backends_are_opened_in_advance_only_while_the_key_is_good(world: World, pg17: ServerFacts) -> None:
+    place = enter(world, pg17, "eager")
+    world.registry.set_tenant("eager", limits=Limits(min_pool_size=2))
+    user, password = place.role()
+    with psycopg.connect(place.url(user, password), autocommit=True):
+        wait_until(lambda: place.backends_of(user) == 2, what="two backends")
+        before = world.proxy.logs().count("backend could not be opened")
+        place.sql(f"alter role {user} password 'other'")
+        place.sql(f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{user}'")
+        wait_until(lambda: "has another password" in world.proxy.logs(), what="the key refused")
+        time.sleep(0.5)
+        assert world.proxy.logs().count("backend could not be opened") <= before + 2, "at most the two that were wanted"
+    assert place.whoami(user, "other")[0] == user
+    wait_until(lambda: place.backends_of(user) == 2, what="two backends, with the new key")
+    place.sql(f"drop owned by {user}; alter role {user} nologin")
+
+
 def test_what_the_client_sets_at_startup_never_reaches_the_question(place: Place) -> None:
     user, password = place.role()
     trap = "create schema {0}; create table {0}.pg_authid as select 'x'::text as rolname, null::text as rolpassword"
@@ -208,6 +225,7 @@ def test_names_are_parameters_and_not_cut(place: Place) -> None:
 
 
 def test_one_connection_asks_for_all_and_goes_when_nobody_asks(place: Place) -> None:
+    wait_until(lambda: place.asked() == [], what="nobody asking")
     users = [place.role() for _ in range(4)]
     for user, password in users:
         place.whoami(user, password)

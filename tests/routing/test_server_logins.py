@@ -261,6 +261,18 @@ async def test_a_role_with_a_dot_is_found_by_its_whole_name(
     assert (found.user, found.route and found.route.slug) == ("app", "acme")
 
 
+async def test_who_takes_his_time_is_held_to_the_verifier_of_now(
+    registry: FakeRegistry, servers: Servers, logins: ServerLogins
+) -> None:
+    there = resolver(registry, logins)
+    found = await there.resolve(Selectors("app", "acme"))
+    servers.roles["app"] = ServerRole(OTHER.text())
+    assert await there.confirm(found), "no longer than an answer holds"
+    servers.now = 10.0
+    assert not await there.confirm(found)
+    assert await there.confirm(await there.resolve(Selectors("known", "acme")))
+
+
 async def test_a_server_that_cannot_be_asked_is_told_as_such(
     registry: FakeRegistry, servers: Servers, logins: ServerLogins
 ) -> None:
