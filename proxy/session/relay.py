@@ -244,6 +244,7 @@ class FrontState:
                 verdict = self.desk.query(data, pos, after, back)
                 if verdict == STOP:
                     break
+                back.forwarded_query()
                 if verdict != TAKEN:
                     back.owe(OWE_QUERY)
             elif kind == F_TERMINATE:
@@ -280,6 +281,7 @@ class FrontState:
         if back.copy_in:
             self._inside_copy(back)
         if kind == F_FUNCTION:
+            back.forwarded_query()
             back.owe(OWE_FUNCTION)
             return True
         verdict = TAKEN

@@ -199,6 +199,16 @@ class BackState:
         if not self.skipping and not self.doubt:
             self.queue.append(debt)
 
+    def forwarded_query(self) -> None:
+        """Note a Query or a FunctionCall that was forwarded.
+
+        Behind messages of the extended protocol without a Sync, PostgreSQL 18 leaves their transaction open, and from
+        the Sync on says that there is none.  So the client keeps the backend, which nobody else gets as it is.
+        """
+        if self.open_batch and not self.doubt:
+            self.pins |= PIN_DOUBT
+            self.to_reset = True
+
     def forwarded_sync(self) -> None:
         """Note a forwarded Sync, which a server that copies in ignores."""
         if self.doubt:

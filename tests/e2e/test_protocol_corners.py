@@ -100,6 +100,21 @@ CORNERS: dict[str, Sequence[Step]] = {
         to("Z"),
         to("Z"),
     ],
+    # PostgreSQL 18 says after this Sync that there is no transaction, and yet there is one.
+    "a query within a pipeline": [
+        to("Z", parse("select 1"), bind(), execute(), query("update mine set note = 'x' where id = 1")),
+        to("Z", sync()),
+        *asked("select 2", "select note from mine where id = 1", "update mine set note = ''"),
+    ],
+    "a query within a pipeline, and a goodbye": [
+        to("Z", parse("select 1"), bind(), execute(), query("select 2")),
+        to("Z", sync()),
+    ],
+    "a function call within a pipeline": [
+        to("Z", parse("select 1"), bind(), execute(), call(INT4_ABS, struct.pack("!i", -7))),
+        to("Z", sync()),
+        *asked("select 2", "select 3"),
+    ],
     "Flush without Sync": [
         to("1", parse("select g from generate_series(1, 3) g"), flush()),
         to("t", describe(kind="S"), flush()),
