@@ -80,11 +80,15 @@ fuzz: .venv-dev/.installed ## Try the readers of what others send with made-up b
 bench: .venv/.testable ## Measure against a direct connection and against PgBouncer (ARGS="--help")
 	@$(RUN)/python -m bench $(ARGS)
 
+drivers: .venv/.testable ## Play the same scenarios with many drivers, directly and through the proxy (ARGS="--help")
+	@root="$$PWD"; cd tests
+	PYTHONDONTWRITEBYTECODE=1 "$$root"/$(RUN)/python -m drivers $(ARGS)
+
 wheel: .venv-dev/.installed ## Build dist/*.whl, compiled or not at all
 	@REQUIRE_COMPILED=1 $(DEV)/python -m build --wheel
 
 clean: ## Remove both environments and everything that was built
-	@rm -rf .venv .venv-dev build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-dev .venv-drivers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find proxy registry tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	find proxy registry -name '*.so' -delete
 

@@ -1,0 +1,6 @@
+"""Runs the comparison as `python -m drivers`."""
+
+from drivers.cli import main
+
+if __name__ == "__main__":
+    main()
