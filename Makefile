@@ -26,7 +26,7 @@ SOURCES := $(BUILD_FILES) $(shell find proxy registry -type f -not -path '*/.*' 
 COMPILED_TESTS := $(wildcard tests/wire tests/session tests/pool tests/net tests/e2e tests/packaging/test_build_info.py)
 PYTEST := python -m pytest --numprocesses auto --dist loadfile --quiet $(PYTEST_ARGS)
 
-.PHONY: help demo test test-interpreted test-compiled lint format fuzz bench wheel clean FORCE
+.PHONY: help demo test test-interpreted test-compiled lint format fuzz bench bench-big drivers wheel clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -83,6 +83,9 @@ bench: .venv/.testable ## Measure against a direct connection and against PgBoun
 drivers: .venv/.testable ## Play the same scenarios with many drivers, directly and through the proxy (ARGS="--help")
 	@root="$$PWD"; cd tests
 	PYTHONDONTWRITEBYTECODE=1 "$$root"/$(RUN)/python -m drivers $(ARGS)
+
+bench-big: .venv/.testable ## Send values, rows and COPY of gigabytes through it and watch its memory (ARGS="--help")
+	@$(RUN)/python -m bench.big $(ARGS)
 
 wheel: .venv-dev/.installed ## Build dist/*.whl, compiled or not at all
 	@REQUIRE_COMPILED=1 $(DEV)/python -m build --wheel

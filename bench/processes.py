@@ -91,3 +91,28 @@ def _parents() -> dict[int, int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return parents
+
+
+class PeakMemory:
+    """The most memory that one process has resident, from now on.
+
+    Raises BenchError where the kernel does not let this user begin anew.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._status = PROC / str(pid) / "status"
+        try:
+            (PROC / str(pid) / "clear_refs").write_text("5")
+        except OSError as error:
+            raise BenchError(f"the peak of process {pid}'s memory cannot be reset: {error}", "run as root") from None
+        self.before = self._read("VmRSS")
+
+    def peak(self) -> int:
+        """Bytes (VmHWM of proc_pid_status(5))."""
+        return self._read("VmHWM")
+
+    def _read(self, name: str) -> int:
+        for line in self._status.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * KIB
+        raise BenchError(f"the kernel does not tell {name} of a process")
