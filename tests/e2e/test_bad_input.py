@@ -7,14 +7,16 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 from harness.bystander import undisturbed
 from harness.process import peak_memory
 from harness.rawclient import (
     SSL_REQUEST,
+    BytewiseClient,
     Disconnected,
+    EagerClient,
     Message,
     RawClient,
     ServerSaid,
@@ -177,18 +179,17 @@ STUCK = {
 }
 
 
-@pytest.mark.parametrize("case", STUCK)
-def test_a_login_that_never_ends_is_ended_with_a_word(case: str, world: World) -> None:
-    with world.proxy.connect() as client:
+def test_a_login_that_never_ends_is_ended_with_a_word(world: World) -> None:
+    with ExitStack() as stack:
         started = time.monotonic()
-        client.send(*STUCK[case])
-        if case == "after asking for TLS":
-            assert client.read_exactly(1) == b"N"
-        told = end_of(client)
-        assert told is not None
-        assert told[0] == "57014"
-        assert "authentication due to timeout" in told[1]
+        clients = {case: stack.enter_context(world.proxy.connect()) for case in STUCK}
+        for case, client in clients.items():
+            client.send(*STUCK[case])
+        assert clients["after asking for TLS"].read_exactly(1) == b"N"
+        told = {case: end_of(client) for case, client in clients.items()}
         assert LOGIN_TIMEOUT * 0.9 < time.monotonic() - started < LOGIN_TIMEOUT + 2
+    assert {case: said and said[0] for case, said in told.items()} == dict.fromkeys(STUCK, "57014")
+    assert all(said and "authentication due to timeout" in said[1] for said in told.values())
 
 
 def test_dripping_bytes_do_not_buy_a_login_more_time(world: World) -> None:
@@ -399,13 +400,6 @@ def test_a_session_split_at_every_byte_is_the_same_session(world: World, acme: T
     assert len(whole) > 40
 
 
-class BytewiseClient(RawClient):
-    """Sends every byte on its own."""
-
-    def send(self, *messages: bytes) -> None:
-        self.send_bytewise(b"".join(messages))
-
-
 def test_many_messages_in_one_segment_are_answered_in_order(world: World, acme: TenantUnderTest) -> None:
     with logged_in(world, acme) as client:
         client.send(*[query(f"select {number}") for number in range(3000)])
@@ -425,20 +419,6 @@ def test_queries_in_the_segment_of_the_last_login_message(world: World, acme: Te
         client.login(acme.user, acme.password, acme.slug)
         rows = [message.row for message in client.read_to_end() if message.kind == "D"]
     assert rows == [("early",), ("bird",)]
-
-
-class EagerClient(RawClient):
-    """Sends something right behind the final message of SCRAM, without waiting for the answer."""
-
-    def __init__(self, port: int, eager: bytes) -> None:
-        super().__init__(port)
-        self.eager = eager
-
-    def send(self, *messages: bytes) -> None:
-        if messages[0].startswith(b"p") and b"c=biws" in messages[0]:
-            super().send(*messages, self.eager)
-        else:
-            super().send(*messages)
 
 
 def mutations(chance: random.Random) -> bytes:

@@ -294,3 +294,24 @@ class RawClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class BytewiseClient(RawClient):
+    """Sends every byte on its own."""
+
+    def send(self, *messages: bytes) -> None:
+        self.send_bytewise(b"".join(messages))
+
+
+class EagerClient(RawClient):
+    """Sends something right behind the final message of SCRAM, without waiting for the answer."""
+
+    def __init__(self, port: int, eager: bytes) -> None:
+        super().__init__(port)
+        self.eager = eager
+
+    def send(self, *messages: bytes) -> None:
+        if messages[0].startswith(b"p") and b"c=biws" in messages[0]:
+            super().send(*messages, self.eager)
+        else:
+            super().send(*messages)
