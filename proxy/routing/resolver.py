@@ -230,12 +230,16 @@ class Resolver:
         return now is not None and now.verifier == login.verifier
 
     def doubt(self, resolution: Resolution) -> None:
-        """Ask a server again for a role by whose verifier a login has failed: its password may be a new one."""
-        login, route = resolution.login, resolution.route
-        if self._server_logins is None or login is None or login.source is not VerifierSource.SERVER:
+        """Ask servers again for what a failed login was held to: there may be a new password, or a new role."""
+        if self._server_logins is None:
             return
-        if route is not None and route.server is not None:
-            self._server_logins.doubt(route.tenant_id, route.server.server_id, login.user)
+        survey = resolution.survey
+        asked = [(survey.found.route, survey.reading.user)]
+        if survey.whole is not None:
+            asked.append((survey.whole.route, survey.reading.exact_user))
+        for route, user in asked:
+            if route is not None and route.server is not None:
+                self._server_logins.doubt(route.tenant_id, route.server.server_id, user)
 
     async def mock_login(self, selector: bytes) -> ScramVerifier:
         """The verifier that stands in for a login that does not exist; raises Failure(REGISTRY_DOWN)."""

@@ -106,11 +106,15 @@ class ServerLogins:
         return await self._flights.run(flight, lambda: self._ask(key, server))
 
     def doubt(self, tenant_id: int, server_id: int, user: str, *, surely: bool = False) -> None:
-        """Ask again next time: a login has failed by this answer, or (`surely`) the server itself refused its key."""
+        """Ask again next time: a login has failed by this answer, or (`surely`) the server itself refused its key.
+
+        Doubt absence as well as presence: else the time of the next attempt would tell which it was.
+        """
         key = (tenant_id, server_id, user)
-        entry = self._shelf.known.get(key)
+        entry = self._shelf.get(key)
         if entry is not None and (surely or entry.asked_at + DOUBT_AFTER <= self._clock()):
             self._shelf.known.drop(key)
+            self._shelf.unknown.drop(key)
 
     def apply(self, change: RouteChange) -> None:
         """Forget what a change of the registry concerns."""

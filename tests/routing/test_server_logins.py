@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_network
@@ -170,6 +171,19 @@ async def test_a_failed_login_makes_the_node_ask_again_but_not_each_time(
     logins.doubt(1, SERVER.server_id, "app", surely=True)
     await logins.login(acme(), "app")
     assert len(servers.asked) == 3
+
+
+async def test_after_a_failed_login_presence_and_absence_are_asked_for_alike(
+    registry: FakeRegistry, servers: Servers, logins: ServerLogins
+) -> None:
+    there = resolver(registry, logins)
+    for now in (0.0, 0.5, 2.0, 2.5, 4.0):
+        servers.now = now
+        for user in ("app", "nobody", "app.acme", "nobody.acme"):
+            there.doubt(await there.resolve(Selectors(user, "acme")))
+    counts = Counter(servers.asked)
+    assert counts["app"] == counts["nobody"] > 1
+    assert counts["app.acme"] == counts["nobody.acme"] > 1
 
 
 async def test_a_changed_or_missing_verifier_drops_the_clients_key(
