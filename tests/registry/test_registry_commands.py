@@ -317,3 +317,13 @@ def test_every_command_explains_itself(run: Run) -> None:
         text = run(*command, "--help").stdout
         assert "pgtenant " in text
         assert "PGTENANT_REGISTRY" in text
+
+
+def test_a_login_is_allowed_to_replicate_and_a_tenant_gets_time_limits(filled: Run) -> None:
+    filled("login", "set", "app", "-t", "acme", "--replication", "database")
+    assert answer(filled, "login", "list")[0]["replication"] == "database"
+    assert "all tenants" in filled("login", "set", "app", "-t", "acme", "--replication", "server", status=1).stderr
+    filled("tenant", "set", "acme", "--limit", "query_timeout=2.5", "--limit", "idle_transaction_timeout=60")
+    limits = answer(filled, "tenant", "show", "acme")["limits"]
+    assert (limits["query_timeout"], limits["idle_transaction_timeout"], limits["pool_size"]) == (2.5, 60.0, 4)
+    assert "cannot be switched off" in filled("tenant", "set", "acme", "--limit", "login_timeout=0", status=1).stderr
