@@ -10,11 +10,21 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
 
 Network: TypeAlias = IPv4Network | IPv6Network
+
+DEFAULT_AUTH_QUERY: Final = (
+    "SELECT rolpassword,"
+    " CASE WHEN pg_catalog.isfinite(rolvaliduntil)"
+    " THEN EXTRACT(epoch FROM rolvaliduntil - pg_catalog.clock_timestamp()) END"
+    " FROM pg_catalog.pg_authid"
+    " WHERE rolname = $1 AND rolcanlogin AND NOT rolsuper AND rolpassword IS NOT NULL"
+    " AND (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.clock_timestamp())"
+)
+"""Asks `pg_authid`, which takes a superuser.  Superusers are left out: they have no business in a pool of tenants."""
 
 
 class TenantState(StrEnum):
@@ -154,12 +164,13 @@ class Address:
 class AuthQuery:
     """How a server is asked for the verifiers of its roles: as whom, in which database, by which query.
 
-    `query` None is the node's own query on `pg_authid`.
+    The query has the role's name as `$1` and gives one row at most: the verifier, NULL for a role that may not log in,
+    and, if there is a second column, the seconds for which it is valid, NULL for ever.
     """
 
     credentials: Credentials
     database: str = "postgres"
-    query: str | None = None
+    query: str = DEFAULT_AUTH_QUERY
 
 
 @dataclass(frozen=True, slots=True)

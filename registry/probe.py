@@ -11,15 +11,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import asyncpg
 
-from registry.contract import Address, Credentials, Secret, TlsMode, TlsNegotiation, TlsVersion
+from registry.contract import Address, AuthQuery, Credentials, Secret, TlsMode, TlsNegotiation, TlsVersion
 from registry.domain.models import Server
 
 TIMEOUT: Final = 5.0
 ROUNDS: Final = 5
+ANSWER_COLUMNS: Final = (1, 2)
+NO_ROLE: Final = "pgtenant: no such role"
 TLS_VERSIONS: Final = {TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3}
 
 _QUESTION: Final = """
@@ -76,6 +78,27 @@ async def probe_server(
     return probes
 
 
+async def probe_auth(server: Server, auth: AuthQuery, address: Address, *, tls_key: Secret | None = None) -> str | None:
+    """Ask a server for the verifier of a role that it does not have, as nodes do; returns what is wrong with that."""
+    is_direct = server.tls_negotiation is TlsNegotiation.DIRECT
+    tls, path = _tls(server, tls_key), "pg_catalog, pg_temp"
+    try:
+        connection = await _connect(address, auth.credentials, auth.database, tls, direct=is_direct, search_path=path)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        return _reason(error)
+    try:
+        query = await connection.prepare(auth.query)
+        if len(query.get_parameters()) != 1 or len(query.get_attributes()) not in ANSWER_COLUMNS:
+            return "its query must have $1 alone, and give a verifier and the seconds that it is valid"
+        if await query.fetch(NO_ROLE):
+            return "its query finds a verifier for a role that does not exist"
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        return _reason(error)
+    finally:
+        connection.terminate()
+    return None
+
+
 def warnings(server: Server, probe: Probe) -> list[str]:
     """What an administrator should know beyond the facts."""
     found = []
@@ -102,18 +125,7 @@ async def _probe(
 ) -> Probe:
     begun = clock()
     try:
-        connection = await asyncpg.connect(
-            host=address.host,
-            port=address.port,
-            user=credentials.user,
-            password=None if credentials.password is None else credentials.password.reveal(),
-            database=database,
-            ssl=tls,
-            direct_tls=direct,
-            timeout=TIMEOUT,
-            command_timeout=TIMEOUT,
-            server_settings={"application_name": "pgtenant server test"},
-        )
+        connection = await _connect(address, credentials, database, tls, direct=direct)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
         return Probe(address, problem=_reason(error))
     try:
@@ -133,6 +145,29 @@ async def _probe(
         login_time=login_time,
         latency=statistics.median(times),
         **({} if facts is None else dict(facts)),
+    )
+
+
+async def _connect(
+    address: Address,
+    credentials: Credentials,
+    database: str,
+    tls: ssl.SSLContext | Literal["prefer", "disable"],
+    *,
+    direct: bool,
+    **settings: str,
+) -> Any:
+    return await asyncpg.connect(
+        host=address.host,
+        port=address.port,
+        user=credentials.user,
+        password=None if credentials.password is None else credentials.password.reveal(),
+        database=database,
+        ssl=tls,
+        direct_tls=direct,
+        timeout=TIMEOUT,
+        command_timeout=TIMEOUT,
+        server_settings={"application_name": "pgtenant server test", **settings},
     )
 
 

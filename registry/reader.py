@@ -10,12 +10,11 @@ import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_network
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 
 from registry.contract import (
-    AuthQuery,
     Credentials,
     Login,
     Lookup,
@@ -29,6 +28,7 @@ from registry.errors import RegistryError, SecretError
 from registry.feed import follow
 from registry.operations import keys
 from registry.operations.logins import md5_context
+from registry.operations.servers import auth_query_of
 from registry.secrets import Vault
 from registry.store.database import Database
 from registry.store.rows import login_of, secret_context, server_info, server_of, tenant_of
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 AT_MOST = 2
 """How many rows are enough to see that a name is ambiguous."""
-
-DEFAULT_AUTH_DATABASE: Final = "postgres"
 
 
 class StoredReader:
@@ -147,15 +145,7 @@ class StoredReader:
     def _server(self, part: _Part) -> ServerInfo:
         record = server_of(part)
         key = self._open(part.tls_key, secret_context(servers.name, part.id, "tls_key"))
-        if record.auth_user is None:
-            return server_info(record, None, key)
-        # The admin's password reaches nodes only where the operator has named the admin as the role that asks.
-        is_admin = record.auth_user == record.admin_user and not record.has_auth_password
-        column = "admin_password" if is_admin else "auth_password"
-        password = self._open(getattr(part, column), secret_context(servers.name, part.id, column))
-        database = record.auth_database or DEFAULT_AUTH_DATABASE
-        auth = AuthQuery(Credentials(record.auth_user, password), database, record.auth_query)
-        return server_info(record, auth, key)
+        return server_info(record, auth_query_of(part, self._open), key)
 
     async def _logins(self, condition: sa.ColumnElement[bool], text: str) -> Lookup[Sequence[Login]]:
         if not _is_storable(text):

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.contract import Credentials, Secret, TenantState
+from registry.contract import AuthQuery, Credentials, Secret, TenantState
 from registry.domain.models import (
     LoginChange,
     LoginRecord,
@@ -70,6 +70,11 @@ class RegistryService:
         """With what to administer a server: its admin user, else its default role."""
         async with self._reading() as connection:
             return await servers.server_credentials(connection, self._vault, name)
+
+    async def server_auth(self, name: str) -> AuthQuery | None:
+        """How a server is asked for the verifiers of its roles, None where it is not."""
+        async with self._reading() as connection:
+            return await servers.server_auth(connection, self._vault, name)
 
     async def server_tls_key(self, name: str) -> Secret | None:
         """The key of the certificate that a server is shown; raises NotFound, SecretError."""

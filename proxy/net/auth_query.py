@@ -31,16 +31,6 @@ from registry.contract import AuthQuery, ServerInfo
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_QUERY: Final = (
-    "SELECT rolpassword,"
-    " CASE WHEN pg_catalog.isfinite(rolvaliduntil)"
-    " THEN EXTRACT(epoch FROM rolvaliduntil - pg_catalog.clock_timestamp()) END"
-    " FROM pg_catalog.pg_authid"
-    " WHERE rolname = $1 AND rolcanlogin AND NOT rolsuper AND rolpassword IS NOT NULL"
-    " AND (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.clock_timestamp())"
-)
-"""What is asked where the registry has no other query: superusers are left out, who have no business here."""
-
 MAX_REPLY: Final = 65_536
 """Longest message that a server may answer with, in bytes."""
 MAX_MESSAGES: Final = 100
@@ -183,7 +173,7 @@ class _Line:
             self.io = await self._connect(server, auth)
         done = False
         try:
-            role = await _converse(self.io, auth.query or DEFAULT_QUERY, user)
+            role = await _converse(self.io, auth.query, user)
             done = True
             return role
         except ProtocolError as error:

@@ -152,7 +152,7 @@ def _encode_auth(auth: AuthQuery) -> Json:
 
 
 def _decode_auth(data: Mapping[str, Any]) -> AuthQuery:
-    return AuthQuery(_decode_credentials(data["role"]), _text(data["database"]), _optional(data["query"], _text))
+    return AuthQuery(_decode_credentials(data["role"]), _text(data["database"]), _text(data["query"]))
 
 
 def _encode_credentials(credentials: Credentials | None) -> Sequence[str | None] | None:

@@ -12,6 +12,7 @@ import typer
 from registry.commands.options import ConfigOption, JsonOption, RegistryOption, YesOption, given, read_secret
 from registry.commands.output import ask, confirm, explained, fail, note, print_json, print_record, print_table, warn
 from registry.contract import (
+    AuthQuery,
     ChannelBinding,
     Credentials,
     ProtocolVersion,
@@ -24,7 +25,7 @@ from registry.domain.models import KEEP, Server, ServerChange, Tenant
 from registry.domain.names import parse_address
 from registry.errors import Invalid
 from registry.opening import Registry
-from registry.probe import probe_server, warnings
+from registry.probe import probe_auth, probe_server, warnings
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the server.")]
 HostOption = Annotated[
@@ -255,16 +256,21 @@ def try_out(
     It logs in as the server's admin, or with its default role where it has no admin.
     """
 
-    async def work(opened: Registry) -> tuple[Server, Credentials | None, Secret | None]:
+    async def work(opened: Registry) -> tuple[Server, Credentials | None, Secret | None, AuthQuery | None]:
         service = opened.service
-        return await service.server(name), await service.server_credentials(name), await service.server_tls_key(name)
+        server, credentials = await service.server(name), await service.server_credentials(name)
+        return server, credentials, await service.server_tls_key(name), await service.server_auth(name)
 
-    server, credentials, tls_key = ask(registry, config, work)
+    server, credentials, tls_key, auth = ask(registry, config, work)
     if credentials is None:
         fail(f"the registry has no role for server {name!r}", f"`pgtenant server set {name} --admin USER ...` sets one")
     probes = asyncio.run(probe_server(server, credentials, tls_key=tls_key, database=database))
     last = probes[-1]
     found = warnings(server, last)
+    if auth is not None and last.problem is None:
+        problem = asyncio.run(probe_auth(server, auth, last.address, tls_key=tls_key))
+        if problem is not None:
+            found.append(f"it cannot be asked for verifiers as {auth.credentials.user!r}: {problem}")
     if as_json:
         print_json({"server": name, "user": credentials.user, "ok": last.problem is None, "probes": probes,
                     "warnings": found})  # fmt: skip

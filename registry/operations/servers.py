@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.contract import ChangeKind, Credentials, Secret
+from registry.contract import DEFAULT_AUTH_QUERY, AuthQuery, ChangeKind, Credentials, Secret
 from registry.domain.models import Server, ServerChange
 from registry.domain.server_tls import check_pair
 from registry.domain.servers import change_server, check_removal
@@ -19,6 +20,7 @@ from registry.store.tables import servers, tenants
 from registry.store.transaction import Transaction
 
 TABLE = "servers"
+DEFAULT_AUTH_DATABASE: Final = "postgres"
 SECRETS: Final = ("admin_password", "role_password", "auth_password", "tls_key")
 
 
@@ -83,6 +85,26 @@ async def server_tls_key(connection: AsyncConnection, vault: Vault, name: str) -
     if row is None:
         raise _absent(name)
     return vault.open(row.tls_key, secret_context(TABLE, row.id, "tls_key"))
+
+
+async def server_auth(connection: AsyncConnection, vault: Vault, name: str) -> AuthQuery | None:
+    """How the server is asked for the verifiers of its roles, None where it is not; raises NotFound, SecretError."""
+    row = await _row(connection, name)
+    if row is None:
+        raise _absent(name)
+    return auth_query_of(row, vault.open)
+
+
+def auth_query_of(row: Any, open_secret: Callable[[bytes | None, str], Secret | None]) -> AuthQuery | None:
+    """The same for a row of `servers`."""
+    if row.auth_user is None:
+        return None
+    # The admin's password reaches nodes only where the operator has named the admin as the role that asks.
+    is_admin = row.auth_user == row.admin_user and row.auth_password is None
+    column = "admin_password" if is_admin else "auth_password"
+    password = open_secret(getattr(row, column), secret_context(TABLE, row.id, column))
+    database, query = row.auth_database or DEFAULT_AUTH_DATABASE, row.auth_query or DEFAULT_AUTH_QUERY
+    return AuthQuery(Credentials(row.auth_user, password), database, query)
 
 
 async def _write(tx: Transaction, before: Server, row: Any, change: ServerChange) -> Server:

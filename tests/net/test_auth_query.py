@@ -13,11 +13,11 @@ from harness.fakeserver import FakeServer, FakeSession, Script, command_complete
 from harness.rawclient import frame
 from harness.waiting import eventually
 
-from proxy.net.auth_query import DEFAULT_QUERY, AskSettings, AuthQueries
+from proxy.net.auth_query import AskSettings, AuthQueries
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.tls import ServerTlsContexts
 from proxy.routing.server_logins import CannotAsk, ServerRole
-from registry.contract import Address, AuthQuery, Credentials, ServerInfo, TlsMode
+from registry.contract import DEFAULT_AUTH_QUERY, Address, AuthQuery, Credentials, ServerInfo, TlsMode
 
 VERIFIER = "SCRAM-SHA-256$1:c2FsdA==$c3RvcmVk:c2VydmVy"
 DONE = command_complete("SELECT 1") + ready()
@@ -44,7 +44,7 @@ def answering(*answers: bytes, asked: list[list[bytes]] | None = None) -> Script
 
 @asynccontextmanager
 async def asking(
-    script: Script, settings: AskSettings = PROMPT, *, query: str | None = None
+    script: Script, settings: AskSettings = PROMPT, *, query: str = DEFAULT_AUTH_QUERY
 ) -> AsyncIterator[tuple[AuthQueries, ServerInfo, FakeServer]]:
     queries = AuthQueries(settings, clock=time.monotonic, tls_contexts=ServerTlsContexts(), keys=ScramKeyCache())
     async with FakeServer(script) as server:
@@ -64,7 +64,7 @@ async def test_a_role_is_asked_for_by_a_parameter_over_one_connection() -> None:
     assert startup["search_path"] == "pg_catalog, pg_temp"
     assert (startup["user"], startup["database"], startup["client_encoding"]) == ("asker", "postgres", "UTF8")
     (parse, bind, _, _), _ = asked
-    assert parse.split(b"\0")[1].decode() == DEFAULT_QUERY
+    assert parse.split(b"\0")[1].decode() == DEFAULT_AUTH_QUERY
     assert b"app' or true --" in bind
 
 

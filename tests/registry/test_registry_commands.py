@@ -256,6 +256,24 @@ def test_a_server_is_tried_out(run: Run, pg17: ServerFacts, pg18: ServerFacts, m
     assert "none" in text.stdout
 
 
+def test_a_server_that_cannot_be_asked_for_verifiers_is_found_out(
+    run: Run, pg18: ServerFacts, make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database(pg18)
+    monkeypatch.setenv("PW", pg18.password)
+    monkeypatch.setenv("ROLE_PW", database.password)
+    run("server", "add", "new", "--host", f"{pg18.host}:{pg18.port}", "--tls", "disable",
+        "--admin", pg18.superuser, "--admin-password-env", "PW", "--auth-role", pg18.superuser)  # fmt: skip
+    assert answer(run, "server", "test", "new")["warnings"] == []
+    run("server", "set", "new", "--auth-role", database.role, "--auth-password-env", "ROLE_PW")
+    (denied,) = answer(run, "server", "test", "new")["warnings"]
+    assert "permission denied for table pg_authid" in denied
+    for query, told in (("SELECT $1::text, 1, 2", "must have $1 alone"), ("SELECT 'x', $1::text", "does not exist")):
+        run("server", "set", "new", "--auth-query", query)
+        (warning,) = answer(run, "server", "test", "new")["warnings"]
+        assert told in warning
+
+
 def test_a_server_that_cannot_be_used_says_why(
     run: Run, pg18: ServerFacts, make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
