@@ -137,6 +137,13 @@ class NodeMetrics:
             timeouts.add_metric([limit], count)
         yield timeouts
         yield _counter("pgtenant_logins", "Logins completed.", self._door.logins)
+        yield _counter("pgtenant_logins_slowed", "Logins that waited because of earlier failures.", self._door.slowed)
+        yield _counter("pgtenant_verifier_questions", "Verifiers that servers were asked for.", status.asked_servers)
+        yield _counter(
+            "pgtenant_verifier_questions_failed",
+            "Verifiers that servers were asked for, and could not be.",
+            status.asked_in_vain,
+        )
         yield _counter(
             "pgtenant_internal_errors",
             "Exceptions contained inside the proxy; each is a defect of it.",

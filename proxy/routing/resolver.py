@@ -103,7 +103,8 @@ class RoutingStatus:
 
     `live`: the feed is followed and the cache has what it has shown; `lag` in seconds, 0 while live.  `queries`
     are those sent to the registry, `overtaken` those thrown away because a change came meanwhile, `remembered`
-    the answers given from memory because the registry could not be asked.
+    the answers given from memory because the registry could not be asked.  `asked_servers` are verifiers that servers
+    were asked for, `asked_in_vain` those that they could not be.
     """
 
     registry_up: bool
@@ -117,6 +118,8 @@ class RoutingStatus:
     remembered: int
     watched: int
     cached: dict[str, int]
+    asked_servers: int = 0
+    asked_in_vain: int = 0
 
 
 class Resolver:
@@ -320,6 +323,8 @@ class Resolver:
             remembered=self.lookups.remembered,
             watched=len(self._watches),
             cached=self.cache.sizes(),
+            asked_servers=0 if self._server_logins is None else self._server_logins.asked,
+            asked_in_vain=0 if self._server_logins is None else self._server_logins.failed,
         )
 
     async def close(self) -> None:

@@ -69,6 +69,7 @@ class ServerLogins:
     """The roles of servers as logins.
 
     `ask` asks a server and raises CannotAsk.  `keys` lose the key of a role whose verifier turns out to be another one.
+    `asked` counts questions, `failed` those of them that could not be asked.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class ServerLogins:
         self._limits = limits
         self._shelf: Shelf[Key, _Known] = Shelf(limits.known, limits.unknown)
         self._flights = SingleFlight()
+        self.asked = 0
+        self.failed = 0
         self._serial = 0
         self._floor = 0
         self._floors: OrderedDict[tuple[ChangeKind, int | None], int] = OrderedDict()
@@ -139,7 +142,12 @@ class ServerLogins:
     async def _ask(self, key: Key, server: ServerInfo) -> Login | None:
         tenant_id, _, user = key
         serial, asked_at = self._serial, self._clock()
-        role = await self._ask_server(server, user)
+        self.asked += 1
+        try:
+            role = await self._ask_server(server, user)
+        except CannotAsk:
+            self.failed += 1
+            raise
         verifier = None if role is None else _readable(role, server, user)
         self._keys.outdate((tenant_id, user), verifier)
         login, lifetime = None, self._limits.negative_ttl

@@ -35,6 +35,7 @@ class Door:
     def __init__(self) -> None:
         self.refused = {"invalid_password": 2}
         self.logins = 5
+        self.slowed = 1
         self.internal_errors = 0
 
 
