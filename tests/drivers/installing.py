@@ -72,11 +72,12 @@ class Workshop:
         found = self._done[driver.kind]
         if isinstance(found, Missing):
             raise found
-        if driver.kind in (Kind.PYTHON, Kind.POSTGRES):
-            command = (*found.command, "-m", f"drivers.scripts.{driver.program}", *driver.arguments)
-        else:
-            command = (*found.command, str(SCRIPTS / driver.program), *driver.arguments)
-        return Ready(command, found.env, self._version(driver))
+        return Ready(_command(found, driver), found.env, self._version(driver))
+
+    def own_python(self, driver: DriverSpec) -> Ready:
+        """How to run a Python driver that is installed for this very Python, or one of PostgreSQL's programs."""
+        found = self._own()
+        return Ready(_command(found, driver), found.env)
 
     def _venv(self) -> Ready:
         folder = self._cache / "python"
@@ -145,6 +146,12 @@ class Workshop:
     @staticmethod
     def _remember(folder: Path, packages: Sequence[str]) -> None:
         (folder / ".drivers-installed").write_text(_digest(packages))
+
+
+def _command(ready: Ready, driver: DriverSpec) -> tuple[str, ...]:
+    if driver.kind in (Kind.PYTHON, Kind.POSTGRES):
+        return (*ready.command, "-m", f"drivers.scripts.{driver.program}", *driver.arguments)
+    return (*ready.command, str(SCRIPTS / driver.program), *driver.arguments)
 
 
 def _jar_by_maven(folder: Path) -> Path:

@@ -123,8 +123,9 @@ class Player:
             why = f"no answer within {self._patience:g} s"
         finally:
             self._stage.end(process)
-        for thread in threads:
-            thread.join()
+            for thread in threads:
+                thread.join()
+            _close(process)
         if current is not None or not why:
             why = why or f"the program ended with status {process.returncode}: {''.join(complaints)[-TAIL:].strip()}"
         if current is not None:
@@ -142,6 +143,12 @@ def _take(answer: dict[str, Any], current: Scenario | None, found: Transcripts) 
     transcript = Transcript(answer["worker"], steps, answer.get("na"), answer.get("backends"))
     found.setdefault(Scenario(answer["scenario"]), []).append(transcript)
     return current
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
 
 
 def _read(process: subprocess.Popen[str], said: queue.Queue[dict[str, Any] | None]) -> None:

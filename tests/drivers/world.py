@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import psycopg
 from harness.certificates import Certificates
@@ -119,7 +120,7 @@ class World:
         with ExitStack() as stack:
             plain, secure = (self._door(stack, way, f"{name}_{version}", version) for version in (18, 17))
             if way is Way.TRANSACTION:
-                stack.enter_context(self._churning(name, plain))
+                stack.enter_context(churning(plain, self._stuck))
             yield Doors(plain, secure, self._certificates.ca, self._stranger.ca)
 
     def complaints(self) -> list[str]:
@@ -145,22 +146,6 @@ class World:
             tenant = self._registry.add_tenant(slug, database, pool_mode=mode, limits=Limits(pool_size=size))
             return self.proxy.url_of(tenant)
 
-    @contextmanager
-    def _churning(self, name: str, url: str) -> Iterator[None]:
-        """Other clients of the same pool, which have other settings, take its backends and give them back."""
-        stop = threading.Event()
-        threads = [threading.Thread(target=_churn, args=(url, n, stop), daemon=True) for n in range(CHURNERS)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join(CHURN_PATIENCE)
-                if thread.is_alive():
-                    self._stuck.append(f"another client got no answer within {CHURN_PATIENCE:g} s beside {name}")
-
     def _drop(self, database: Database) -> None:
         with self._lock:
             drop_database(database)
@@ -169,6 +154,26 @@ class World:
         folder = self._directory / name
         folder.mkdir()
         return folder
+
+
+@contextmanager
+def churning(url: str, stuck: list[str]) -> Iterator[None]:
+    """Other clients of the same pool, which have other settings, take its backends and give them back.
+
+    At the end `stuck` is told of those that still wait for an answer.
+    """
+    stop = threading.Event()
+    threads = [threading.Thread(target=_churn, args=(url, n, stop), daemon=True) for n in range(CHURNERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(CHURN_PATIENCE)
+            if thread.is_alive():
+                stuck.append(f"another client of {urlsplit(url).path[1:]} got no answer within {CHURN_PATIENCE:g} s")
 
 
 def _churn(url: str, number: int, stop: threading.Event) -> None:

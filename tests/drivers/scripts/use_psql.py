@@ -208,10 +208,9 @@ def cursors(_driver: Driver, place: Place, notes: Notes) -> None:
         "close h;\n"
     )
     notes.note("with hold", psql(place, held))
-    notes.note(
-        "portions with an error",
-        psql(place, "\\set FETCH_COUNT 10\nselect 1 / (50 - id) from items order by id;\nselect 'after';\n"),
-    )
+    failing = "\\set FETCH_COUNT 10\nselect 1 / (50 - id) from items order by id;\nselect 'after';\n"
+    # How many rows are printed before the error is known depends on what arrives when.
+    notes.note("portions with an error", psql(place, failing).lstrip("01\n"))
 
 
 def copy(_driver: Driver, place: Place, notes: Notes) -> None:
