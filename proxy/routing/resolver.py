@@ -87,7 +87,9 @@ class Resolution:
 
     @property
     def role(self) -> Credentials | None:
-        """The role with which the backend logs in: the login's own, else the route's."""
+        """The role with which the backend logs in: the login's own or itself, else the route's."""
+        if self.login is not None and self.login.source is VerifierSource.SERVER:
+            return Credentials(self.login.user)
         if self.login is not None and self.login.role is not None:
             return self.login.role
         return None if self.route is None else self.route.role
@@ -369,11 +371,13 @@ class Resolver:
         answer = await self.lookups.login(user, tenant_id, found.statement.names[-1])
         if route is not None and not allows(route, address):
             return Answer(None)
-        if answer.value is not None or not answer.certain or route is None or not asks_servers:
+        if answer.value is not None or route is None or not asks_servers:
             return answer
         if self._server_logins is None or not self._asks(route):
             return answer
-        return Answer(await self._server_logins.login(route, user))
+        # A registry that is down may have a login of this name; but whom the server knows, it lets in as itself.
+        login = await self._server_logins.login(route, user)
+        return Answer(login, certain=answer.certain or login is not None)
 
     def _asks(self, route: Route) -> bool:
         """Whether users without a login in the registry may be roles of the tenant's server."""

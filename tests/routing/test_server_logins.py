@@ -287,6 +287,20 @@ async def test_who_takes_his_time_is_held_to_the_verifier_of_now(
     assert await there.confirm(await there.resolve(Selectors("known", "acme")))
 
 
+async def test_while_the_registry_is_down_the_servers_of_known_tenants_are_asked(
+    registry: FakeRegistry, servers: Servers, logins: ServerLogins
+) -> None:
+    there = resolver(registry, logins)
+    await there.resolve(Selectors("somebody", "acme"))
+    registry.down = True
+    found = await there.resolve(Selectors("app", "acme"))
+    assert found.login is not None
+    assert (found.login.source, found.role) == (VerifierSource.SERVER, Credentials("app"))
+    with pytest.raises(Failure) as caught:
+        await there.resolve(Selectors("nobody", "acme"))
+    assert caught.value.spec.name == "registry_down", "it may be a login of the registry"
+
+
 async def test_a_server_that_cannot_be_asked_is_told_as_such(
     registry: FakeRegistry, servers: Servers, logins: ServerLogins
 ) -> None:
