@@ -26,8 +26,8 @@ from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, FLAG_OBSOLETE, PoolLedger, Waiter
 from proxy.session.desk import NEED_COPY, NEED_ERROR, NEED_NOTHING
 from proxy.session.parameters import ParameterSet
+from proxy.session.pins import PINS_DIRTY
 from proxy.session.relay import FOUND_NOTHING, FOUND_TERMINATE, FrontState
-from proxy.session.replies import PINS_DIRTY
 from proxy.wire.framing import F_TERMINATE
 
 READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
@@ -52,6 +52,7 @@ class ClientLink(Stream):
         self.ident: int = ident
         self.pool: PoolLedger = pool
         self.parameters: ParameterSet = parameters
+        self.startup: ParameterSet = parameters
         self.front: FrontState = FrontState(ident)
         self.mode: int = MODE_TRANSACTION
         self.backend: BackendLink | None = None
@@ -371,9 +372,13 @@ class ClientLink(Stream):
         backend = self.backend
         if backend is None:
             return
-        dirty = (self.front.pins | backend.state.pins) & PINS_DIRTY != 0 or backend.state.to_reset
+        dirty = (self.front.pins | backend.state.pins) & PINS_DIRTY != 0
         clean = backend.between_transactions() and self.front.left == 0
         self.part(backend)
+        if backend.state.only_owes_own() and self.front.left == 0:
+            # Its own statement will be answered without anybody's help.
+            backend.leaving = True
+            return
         if not clean:
             self.host.discard(backend, "its client left in the middle of something")
             return

@@ -60,7 +60,7 @@ from proxy.routing.names import selectors_from_startup
 from proxy.routing.resolver import Resolution, Resolver
 from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterSet, ParameterTable
-from proxy.session.replies import PIN_SESSION
+from proxy.session.pins import PIN_SESSION
 from proxy.session.statements import StatementTable
 from proxy.wire import ProtocolError
 from proxy.wire.reports import ErrorResponse
@@ -453,7 +453,7 @@ class FrontDoor:
         if self._hub.cancel_queued(client, Failure(QUERY_CANCELED)):
             return
         backend = client.backend
-        if backend is None or not backend.state.owes():
+        if backend is None or not backend.state.owes() or backend.state.swallowing_own:
             return
         entry, readies = backend.entry, backend.state.readies
         await self._dialer.cancel(entry, lambda: serving(entry, client, readies))

@@ -57,6 +57,7 @@ from proxy.pool.ledger import (
 )
 from proxy.pool.pool import NEVER, Effects, PoolDriver
 from proxy.pool.tenancy import PASSED
+from proxy.session.parameters import ParameterSet, ParameterTable
 
 MAIL_OPEN: Final = 1
 MAIL_CANCEL: Final = 2
@@ -103,6 +104,7 @@ class Hub(Effects, LinkHost):
         self.selector = selector
         self.node = node
         self.driver = PoolDriver(node, self, foreign_wait)
+        self.table = ParameterTable()
         self.internal_errors = 0
         self.timeouts: dict[str, int] = dict.fromkeys(TIMEOUTS, 0)
         self.finishing: dict[ClientLink, None] = {}
@@ -277,6 +279,10 @@ class Hub(Effects, LinkHost):
     def status_changed(self, backend: BackendLink) -> None:
         """See `LinkHost`."""
         self.post(MAIL_STATUS_CHANGED, backend.entry)
+
+    def intern(self, pairs: tuple[tuple[bytes, bytes], ...]) -> ParameterSet:
+        """See `LinkHost`."""
+        return self.table.intern(pairs)
 
     def farewell(self, client: ClientLink, why: int, text: str) -> bytes:
         """See `LinkHost`."""

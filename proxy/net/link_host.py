@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import trait
 
 from proxy.net.stream import Stream
+from proxy.session.parameters import ParameterSet
 
 if TYPE_CHECKING:
     from proxy.net.backend_link import BackendLink
@@ -70,6 +71,10 @@ class LinkHost:
     @abstractmethod
     def settled(self, backend: BackendLink) -> None:
         """Note that a backend without a client has answered the proxy's own statement."""
+
+    @abstractmethod
+    def intern(self, pairs: tuple[tuple[bytes, bytes], ...]) -> ParameterSet:
+        """Find the one object for a client's settings; raises ValueError as `parameter_pairs` does."""
 
     @abstractmethod
     def farewell(self, client: ClientLink, why: int, text: str) -> bytes:

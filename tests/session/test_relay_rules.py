@@ -16,9 +16,7 @@ from harness.rawclient import bind, close, describe, execute, flush, frame, pars
 from harness.relaymodel import NOTICE, NOTIFICATION, RelayPair, copy_data, copy_done, copy_fail, function_call
 
 from proxy.session.desk import UNNAMED_MOST
-from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE, MAX_NAMED, FrontState
-from proxy.session.replies import (
-    MAX_ERRORS,
+from proxy.session.pins import (
     PIN_ADVISORY,
     PIN_DOUBT,
     PIN_HOLD,
@@ -30,8 +28,9 @@ from proxy.session.replies import (
     PIN_TEMPORARY,
     PIN_UNNAMED,
     PINS_DIRTY,
-    BackState,
 )
+from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE, MAX_NAMED, FrontState
+from proxy.session.replies import MAX_ERRORS, BackState
 
 PARSED, BOUND, CLOSED, NO_DATA, SUSPENDED, EMPTY = (frame(kind) for kind in "123nsI")
 DONE = command_complete("INSERT 0 1")
