@@ -22,7 +22,7 @@ from proxy.net.settling import answered, discarded, keeps, restore
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import CLOSING, FLAG_DIRTY, FLAG_OBSOLETE, IDLE, BackendEntry
 from proxy.session.parameters import ParameterSet, switch_statement
-from proxy.session.pins import PIN_SESSION, REPORTED, TO_RESET
+from proxy.session.pins import PIN_SESSION, PIN_SET, REPORTED, TO_RESET
 from proxy.session.relay import FOUND_NOTHING
 from proxy.session.replies import BackState
 from proxy.session.tracked import MAX_ANSWER, Inquiry
@@ -137,7 +137,7 @@ class BackendLink(Stream):
         if not state.releasable() or front.left or len(client.held) != 0:
             if front.found != FOUND_NOTHING and not client.finishing:
                 client.end_as_found()
-            elif state.pins & TO_RESET and state.status == STATUS_TRANSACTION:
+            elif state.pins & (TO_RESET | PIN_SET) and state.status == STATUS_TRANSACTION and client.startup.pairs:
                 restore(self, client)
             return
         if (front.pins or state.pins) and keeps(self, client):
