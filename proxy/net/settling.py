@@ -70,6 +70,9 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
     _digest(backend, client)
     pins = front.pins | state.pins
     touched = front.touched
+    if touched is None and not pins & (PIN_SET | PIN_SET_CONFIG):
+        # What was set within the transaction is over.
+        _become(client, client.parameters)
     check = pins & TO_CHECK != 0
     front.pins &= ~TO_CHECK
     state.pins &= ~(TO_CHECK | ROLLED_BACK)

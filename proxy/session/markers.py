@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from proxy.session.pins import PIN_ADVISORY, PIN_HOLD, PIN_SET_CONFIG, PIN_TEMPORARY, TO_CHECK
+from proxy.session.pins import KEPT, PIN_ADVISORY, PIN_HOLD, PIN_SET_CONFIG, PIN_TEMPORARY, TO_CHECK
 
 _TEMPORARY: Final = re.compile(rb"\b(?:temp|temporary|pg_temp)\b")
 _SET_CONFIG: Final = re.compile(rb"\bset_config\b")
@@ -28,13 +28,14 @@ def session_markers(text: bytes) -> int:
 
     The test is on words, wherever they stand: a column named `temp` has the mark as well.  That costs a question to
     the server, the other way round would cost the isolation of two clients.  Of `set_config` no call counts that
-    says itself that it is for the transaction only.
+    says itself that it is for the transaction only; the text is to be kept then for what it changes until then.
     """
     pins = 0
     if _TEMPORARY.search(text):
         pins |= PIN_TEMPORARY
-    if len(_SET_CONFIG.findall(text)) > len(_LOCAL_CALL.findall(text)):
-        pins |= PIN_SET_CONFIG
+    calls = len(_SET_CONFIG.findall(text))
+    if calls:
+        pins |= PIN_SET_CONFIG if calls > len(_LOCAL_CALL.findall(text)) else KEPT
     if _ADVISORY.search(text):
         pins |= PIN_ADVISORY
     elif text.find(b"advisory_unlock") >= 0:

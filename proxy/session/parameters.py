@@ -39,14 +39,14 @@ class ParameterSet:
         self.pairs = pairs
         self.values = {name.lower(): (name, value) for name, value in pairs}
         self.meaning = b"\0".join(
-            part for name, (_, value) in self.values.items() if _changes_meaning(name) for part in (name, value)
+            part for name, (_, value) in self.values.items() if changes_meaning(name) for part in (name, value)
         )
 
     def __repr__(self) -> str:
         return f"ParameterSet({', '.join(name.decode('utf-8', 'replace') for name, _ in self.pairs)})"
 
 
-def _changes_meaning(name: bytes) -> bool:
+def changes_meaning(name: bytes) -> bool:
     """Say whether a setting (lower case) may; those of extensions and applications, with a dot, are read when run."""
     return b"." not in name and name not in _NEVER_IN_A_MEANING
 

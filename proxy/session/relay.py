@@ -27,7 +27,7 @@ from proxy.session.replies import (
     OWE_QUERY,
     BackState,
 )
-from proxy.session.set_statements import TouchedSettings
+from proxy.session.set_statements import UNREADABLE, TouchedSettings
 from proxy.session.texts import Texts
 from proxy.wire.framing import (
     F_BIND,
@@ -51,6 +51,7 @@ MAX_FRAME: Final = 0x3FFFFFFF
 MAX_NAMED: Final = 1000
 """Named statements remembered per client; beyond it the client stays pinned until it disconnects."""
 MAX_NAME: Final = 256
+MAX_MEANING: Final = 4096
 KNOWN_TYPES: Final = b"BCDEFHPQSXcdf"
 IMPOSSIBLE_LENGTH: Final = "a message with an impossible length"
 UNKNOWN_TYPE: Final = "an unknown message type"
@@ -209,6 +210,8 @@ class FrontState:
                 if verdict != TAKEN:
                     back.owe(OWE_QUERY)
                 self.pins |= self.texts.query(data, pos + 5, min(end, after), after <= end)
+                if len(self.texts.shift) != 0:
+                    self._shift_meaning()
             elif kind == F_TERMINATE:
                 self.found = FOUND_TERMINATE
                 break
@@ -307,7 +310,20 @@ class FrontState:
             back.owe(OWE_BIND)
         if verdict != STOP and self.texts.remembered is not None and after_portal != 0:
             self.pins |= self.texts.bind(data, after_portal, end)
+            if len(self.texts.shift) != 0:
+                self._shift_meaning()
         return verdict
+
+    def _shift_meaning(self) -> None:
+        """Keep statements apart that are parsed while settings are not those that the client is known to have.
+
+        Until they are known again (see `proxy.net.settling`) the same texts make for the same meaning.
+        """
+        shift = self.texts.shift
+        self.texts.shift = b""
+        if UNREADABLE in shift or len(self.desk.meaning) > MAX_MEANING:
+            shift = b"%d.%d" % (self.ident, self.desk.batch)
+        self.desk.meaning += b"\0" + shift
 
     def _describe(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
         verdict = VERBATIM

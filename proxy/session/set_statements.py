@@ -11,13 +11,15 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from proxy.session.markers import names_in_calls
+from proxy.session.markers import calls_are_readable, names_in_calls
+from proxy.session.parameters import changes_meaning
 
 UNREADABLE: Final = b"\0"
 """Stands for a text that was not kept."""
 MAX_TOUCHED: Final = 64
 """Most settings that one client may touch until the server is asked for their values."""
 MAX_SETTING_NAME: Final = 128
+MAX_SHIFT: Final = 512
 MAX_TOKENS: Final = 10
 """Tokens kept of each statement: enough for the name, and for DEFAULT behind it."""
 
@@ -43,6 +45,8 @@ _TOKEN: Final = re.compile(
 )
 _COMMENT_PART: Final = re.compile(rb"/\*|\*/")
 _FOR_TRANSACTION: Final = re.compile(rb"\s*set\s+(?:local|transaction)\s+[a-z\"]", re.IGNORECASE)
+_FIRST_SET: Final = re.compile(rb"\s*(?:re)?set\b", re.IGNORECASE)
+_ONE_SET: Final = re.compile(rb"\s*(?:set\s+(?:local\s+|session\s+)?|reset\s+)([a-z_][a-z0-9_.]*)", re.IGNORECASE)
 _SAFE_ENCODINGS: Final = (b"UTF", b"LATIN", b"WIN", b"ISO", b"KOI8", b"EUC", b"SQL_ASCII", b"MULE")
 """Beginnings of the client encodings in which a backslash or quote is never the second byte of a character."""
 _OF_TRANSACTION: Final = frozenset((b"transaction_isolation", b"transaction_read_only", b"transaction_deferrable"))
@@ -72,6 +76,26 @@ def is_for_transaction_only(text: bytes) -> bool:
 def is_safe_text(text: bytes, client_encoding: bytes) -> bool:
     """Say whether the quotes of a text can be found byte by byte in this encoding."""
     return text.isascii() or client_encoding.upper().startswith(_SAFE_ENCODINGS)
+
+
+def shift_of(text: bytes) -> bytes:
+    """Return what a text that may set something does to the meaning of statements that are parsed after it.
+
+    It is empty for settings under which they mean the same (or which PostgreSQL looks at whenever a plan is used, as it
+    does with `search_path`), the text itself where that says it all, else `UNREADABLE`.
+    """
+    found = _ONE_SET.match(text)
+    if found is not None and b";" not in text.rstrip(b"; \n") and _is_harmless(found[1].lower()):
+        return b""
+    if b"set_config" in text.lower():
+        names = names_in_calls(text)
+        only_calls = calls_are_readable(text) and b";" not in text and _FIRST_SET.match(text) is None
+        return b"" if only_calls and all(_is_harmless(name.lower()) for name in names) else UNREADABLE
+    return text if len(text) <= MAX_SHIFT else UNREADABLE
+
+
+def _is_harmless(name: bytes) -> bool:
+    return name in (b"search_path", b"role") or not changes_meaning(name)
 
 
 class TouchedSettings:

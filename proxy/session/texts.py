@@ -15,7 +15,7 @@ from mypy_extensions import i64
 
 from proxy.session.markers import calls_are_readable, session_markers
 from proxy.session.pins import CALLED, KEPT, PIN_SET_CONFIG
-from proxy.session.set_statements import UNREADABLE, is_for_transaction_only
+from proxy.session.set_statements import UNREADABLE, is_for_transaction_only, shift_of
 
 LONG_TEXT: Final = 512
 """Bytes of statement from which on four searches are quicker than one look at each byte."""
@@ -81,7 +81,8 @@ class Texts:
     """What is kept of the texts of one client.
 
     `kept` are those that may have set something, `remembered` the text (empty unless it may set something) and marks
-    of parsed statements by their names, `sticky` the marks of statements that cannot be told apart any more.
+    of parsed statements by their names, `sticky` the marks of statements that cannot be told apart any more, `shift`
+    what the texts since it was last taken may have changed of the meaning of statements (see `shift_of`).
     """
 
     def __init__(self) -> None:
@@ -89,6 +90,7 @@ class Texts:
         self.kept: list[bytes] = []
         self.remembered: dict[bytes, tuple[bytes, int]] | None = None
         self.sticky: i64 = 0
+        self.shift: bytes = b""
 
     def query(self, data: bytes, start: i64, end: i64, whole: bool) -> i64:
         """Look at the statements of a Query in `data[start:end]`, of which more is to come unless it is whole."""
@@ -98,7 +100,7 @@ class Texts:
         if marks & PIN_SET_CONFIG and calls_are_readable(data[start:end]):
             marks ^= PIN_SET_CONFIG | CALLED
         stop: i64 = data.find(b";", start, end)
-        if (stop >= 0 and stop < end - 2) or marks & CALLED or may_set(data, start, end):
+        if (stop >= 0 and stop < end - 2) or marks & (CALLED | KEPT | PIN_SET_CONFIG) or may_set(data, start, end):
             marks |= self._keep(data[start : end - 1])
         return marks
 
@@ -117,7 +119,7 @@ class Texts:
         if not whole:
             self.sticky |= marks
             text = UNREADABLE if sets else b""
-        elif sets or marks & PIN_SET_CONFIG:
+        elif sets or marks & (PIN_SET_CONFIG | KEPT):
             text = data[start : data.find(b"\0", start, end)]
             if marks & PIN_SET_CONFIG and calls_are_readable(text):
                 marks ^= PIN_SET_CONFIG | CALLED
@@ -167,10 +169,13 @@ class Texts:
         if text != UNREADABLE:
             if text.lower().find(b"set") < 0:
                 return 0
+            self.shift += shift_of(text)
             if is_for_transaction_only(text):
                 text = b""
             elif len(text) > MAX_KEPT_TEXT:
                 text = UNREADABLE
+        else:
+            self.shift = UNREADABLE
         if len(self.kept) >= MAX_KEPT:
             self.kept.clear()
             text = UNREADABLE

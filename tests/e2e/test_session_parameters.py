@@ -3,22 +3,17 @@ its own."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import asyncpg
-import psycopg
 import pytest
-from harness.disasters import leftovers as all_leftovers
-from harness.disasters import login
+from harness.disasters import leftovers, login
 from harness.rawclient import Message, RawClient, bind, execute, parse, query, sync
 from harness.registries import TenantUnderTest
-from harness.waiting import wait_until
 from harness.world import World
 
 from proxy.demo.facts import ServerFacts
-from registry.contract import Limits, PoolMode
+from registry.contract import Limits
 
 PROXY = {"pool": {"pool_size": 2}}
 MINE = "create table mine (id int primary key, note text); insert into mine values (1, 'one')"
@@ -54,11 +49,6 @@ def alone(request: pytest.FixtureRequest, world: World, pg18: ServerFacts, pg17:
 def lonely(world: World, pg18: ServerFacts) -> TenantUnderTest:
     """The same on one version, for what does not depend on it."""
     return world.tenant(pg18, seed=MINE, limits=Limits(pool_size=1))
-
-
-def leftovers(world: World, tenant: TenantUnderTest, pool_size: int) -> set[str]:
-    """What is left in the backends, except for the proxy's own statements."""
-    return {left for left in all_leftovers(world.proxy, tenant, pool_size) if not left.startswith("statement pgtenant_")}
 
 
 class Listening(RawClient):
@@ -97,9 +87,7 @@ def shown(messages: list[Message]) -> list[tuple[str, object]]:
     ]
 
 
-def same_as_alone(
-    world: World, tenant: TenantUnderTest, steps: list[list[bytes]], **parameters: str
-) -> None:
+def same_as_alone(world: World, tenant: TenantUnderTest, steps: list[list[bytes]], **parameters: str) -> None:
     """Play the steps through the proxy, other clients' turns between them, and on a connection of its own."""
     with (
         through(world, tenant, **parameters) as mine,
@@ -127,7 +115,7 @@ def same_as_alone(
 
 
 def _told(client: RawClient) -> dict[str, str]:
-    return {name: value for name, value in client.parameters.items() if name not in ("session_authorization",)}
+    return {name: value for name, value in client.parameters.items() if name != "session_authorization"}
 
 
 SPELLINGS = [
@@ -184,10 +172,13 @@ def test_any_spelling_of_set_does_what_it_does_on_a_connection_of_ones_own(
     world: World, alone: TenantUnderTest
 ) -> None:
     same_as_alone(world, alone, [[query(text)] for text in SPELLINGS])
-    assert leftovers(world, alone, 1) == set()
+    assert leftovers(world.proxy, alone, 1) == set()
 
 
-STARTUP = {"options": "-c app.tenant=mine -c statement_timeout=1500 -c search_path=pg_catalog,public", "TimeZone": "CET"}
+STARTUP = {
+    "options": "-c app.tenant=mine -c statement_timeout=1500 -c search_path=pg_catalog,public",
+    "TimeZone": "CET",
+}
 
 
 def test_what_is_reset_is_what_was_asked_for_at_startup_again(world: World, alone: TenantUnderTest) -> None:
@@ -221,7 +212,7 @@ def test_what_is_reset_is_what_was_asked_for_at_startup_again(world: World, alon
         "begin; reset all; commit",
     ]
     same_as_alone(world, alone, [[query(text)] for text in steps], **STARTUP)
-    assert leftovers(world, alone, 1) == set()
+    assert leftovers(world.proxy, alone, 1) == set()
 
 
 def extended(text: str, name: str = "") -> bytes:
@@ -274,7 +265,7 @@ def test_settings_follow_transactions_and_pipelines(
     steps: list[list[bytes]], parameters: dict[str, str], world: World, lonely: TenantUnderTest
 ) -> None:
     same_as_alone(world, lonely, steps, **parameters)
-    assert leftovers(world, lonely, 1) == set()
+    assert leftovers(world.proxy, lonely, 1) == set()
 
 
 UNREADABLE = [
