@@ -13,12 +13,11 @@ from proxy.net.link_host import (
     FAREWELL_TIME,
     MODE_STATEMENT,
     TOLD_BACKEND_LOST,
-    TOLD_SETTING_REFUSED,
     TOLD_STATEMENT_MODE,
     LinkHost,
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
-from proxy.net.settling import answered, discarded, keeps, restore
+from proxy.net.settling import answered, discarded, keeps, restore, stays
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import CLOSING, FLAG_DIRTY, FLAG_OBSOLETE, IDLE, BackendEntry
 from proxy.session.parameters import ParameterSet, switch_statement
@@ -316,15 +315,12 @@ class BackendLink(Stream):
             self.switching = None
             client.part(self)
             self.host.discard(self, "it refused the settings of a client")
-            client.finish(
-                self.host.farewell(client, TOLD_SETTING_REFUSED, sqlstate_text(message)),
-                "its settings were refused",
-                self.selector.now + FAREWELL_TIME,
-            )
+            client.switch_refused(message)
             return
         assert self.switching is not None
         self.applied = self.switching
         self.switching = None
+        client.refused_switches = 0
         client.resume()
 
     def _unattended(self, data: bytes) -> None:
@@ -397,9 +393,8 @@ class BackendLink(Stream):
             counters.transactions += 1
         counters.queries += self.state.queries
         self.state.queries = 0
-        if not client.counted_pinned and not client.front.pins & PIN_SESSION:
-            client.counted_pinned = True
-            client.pool.pinned += 1
+        if not client.front.pins & PIN_SESSION:
+            stays(self, client)
 
     def _drain(self) -> None:
         self.flush()

@@ -26,6 +26,8 @@ TOLD_FAULT: Final = 2
 TOLD_INTERNAL: Final = 3
 TOLD_STATEMENT_MODE: Final = 4
 TOLD_SETTING_REFUSED: Final = 5
+TOLD_STATE_REFUSED: Final = 6
+TOLD_STATE_LEFT: Final = 7
 
 MODE_TRANSACTION: Final = 0
 MODE_SESSION: Final = 1
@@ -71,6 +73,10 @@ class LinkHost:
     @abstractmethod
     def settled(self, backend: BackendLink) -> None:
         """Note that a backend without a client has answered the proxy's own statement."""
+
+    @abstractmethod
+    def pins_changed(self, client: ClientLink, pins: int) -> None:
+        """Note for which reasons a client keeps its backend now."""
 
     @abstractmethod
     def intern(self, pairs: tuple[tuple[bytes, bytes], ...]) -> ParameterSet:

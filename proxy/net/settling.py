@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import i64
 
+from proxy.net.link_host import FAREWELL_TIME, TOLD_STATE_LEFT
 from proxy.pool.ledger import FLAG_DIRTY
 from proxy.session.parameters import ParameterSet
 from proxy.session.pins import (
@@ -20,6 +21,7 @@ from proxy.session.pins import (
     CALLED,
     CHANGES,
     KEPT,
+    LEFT_BY_CLIENT,
     MARKS,
     PIN_DOUBT,
     PIN_LOAD,
@@ -30,11 +32,14 @@ from proxy.session.pins import (
     PIN_SET_CONFIG,
     PIN_STATEMENT,
     PIN_UNNAMED,
+    POLICY_ALLOW,
+    POLICY_REJECT,
     RESET_ALL,
     ROLLED_BACK,
     TO_CHECK,
     TO_RESET,
     UNSETTLED,
+    pin_names,
 )
 from proxy.session.replies import BackState
 from proxy.session.set_statements import TOUCH_SET, TouchedSettings, is_safe_text
@@ -68,6 +73,11 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
     """
     state, front = backend.state, client.front
     _digest(backend, client)
+    sticky = front.texts.sticky & ~MARKS
+    if client.pool.state_policy == POLICY_ALLOW and not front.pins & PIN_SESSION:
+        front.pins &= ~LEFT_BY_CLIENT
+        state.pins &= ~LEFT_BY_CLIENT
+        sticky &= ~LEFT_BY_CLIENT
     pins = front.pins | state.pins
     touched = front.touched
     if touched is None and not pins & (PIN_SET | PIN_SET_CONFIG):
@@ -82,7 +92,7 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
         asked |= ASKABLE
     if touched is not None:
         spread_reset(touched, client.startup, client.parameters)
-    if pins & (_STAYS | (front.texts.sticky & ~MARKS)) or (pins & ASKABLE and not asked):
+    if pins & (_STAYS | sticky) or (pins & ASKABLE and not asked):
         if touched is not None and restored_names(touched, client.startup):
             _ask(backend, inquire_restoring(touched, client.startup, client.parameters))
         elif pins & PIN_SESSION:
@@ -101,6 +111,19 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
         return True
     _settle(backend, client, inquiry, {name: reported[name] for name in touched.names})
     return (front.pins | state.pins) & ~MARKS != 0
+
+
+def stays(backend: BackendLink, client: ClientLink) -> None:
+    """Note why a client keeps its backend, or end its session for that where the tenant's policy says so."""
+    pins = (client.front.pins | backend.state.pins) & ~MARKS
+    if pins != client.counted_pins:
+        client.host.pins_changed(client, pins)
+    if pins & LEFT_BY_CLIENT and client.pool.state_policy == POLICY_REJECT:
+        client.finish(
+            client.host.farewell(client, TOLD_STATE_LEFT, ", ".join(pin_names(pins & LEFT_BY_CLIENT))),
+            "it left state in its session",
+            client.selector.now + FAREWELL_TIME,
+        )
 
 
 def restore(backend: BackendLink, client: ClientLink) -> None:

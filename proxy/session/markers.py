@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from proxy.session.pins import KEPT, PIN_ADVISORY, PIN_HOLD, PIN_SET_CONFIG, PIN_TEMPORARY, TO_CHECK
+from proxy.session.pins import (
+    KEPT,
+    PIN_ADVISORY,
+    PIN_HOLD,
+    PIN_LISTEN,
+    PIN_LOAD,
+    PIN_PREPARE,
+    PIN_ROLE,
+    PIN_SET_CONFIG,
+    PIN_TEMPORARY,
+    TO_CHECK,
+)
 
 _TEMPORARY: Final = re.compile(rb"\b(?:temp|temporary|pg_temp)\b")
 _SET_CONFIG: Final = re.compile(rb"\bset_config\b")
@@ -18,6 +29,18 @@ _LOCAL_CALL: Final = re.compile(
     + rb"\s*,\s*"
     + _VALUE
     + rb"\s*,\s*(?:true|'t'|'true')(?:\s*::\s*bool(?:ean)?)?\s*\)"
+)
+_BEGINNINGS: Final = tuple(
+    (pin, re.compile(pattern, re.IGNORECASE | re.DOTALL))
+    for pin, pattern in (
+        (PIN_LISTEN, rb"\s*listen\s"),
+        (PIN_LOAD, rb"\s*load\s+'"),
+        (PIN_PREPARE, rb"\s*prepare\s+(?!transaction\b)"),
+        (PIN_TEMPORARY, rb"\s*create\s+(?:local\s+|global\s+)?temp(?:orary)?\s(?!.*\bon\s+commit\s+drop\b)"),
+        (PIN_HOLD, rb"\s*declare\s[^;]*\bwith\s+hold\b"),
+        (PIN_ADVISORY, rb"\s*select\s+(?:pg_catalog\.)?pg_(?:try_)?advisory_lock(?:_shared)?\s*\("),
+        (PIN_ROLE, rb"\s*set\s+(?:session\s+)?(?:role|session\s+authorization)\s"),
+    )
 )
 _READABLE_CALL: Final = re.compile(rb"\bset_config\s*\(\s*'([a-z_][a-z0-9_$.]*)'\s*,", re.IGNORECASE)
 _ANY_CALL: Final = re.compile(rb"\bset_config\b", re.IGNORECASE)
@@ -43,6 +66,14 @@ def session_markers(text: bytes) -> int:
     if _HOLD.search(text):
         pins |= PIN_HOLD
     return pins
+
+
+def known_in_advance(text: bytes) -> int:
+    """Return the pin that a statement surely leads to if it succeeds, by its first words; 0 when it is not sure."""
+    for pin, beginning in _BEGINNINGS:
+        if beginning.match(text):
+            return pin
+    return 0
 
 
 def names_in_calls(text: bytes) -> list[bytes]:

@@ -52,6 +52,11 @@ ASKABLE: Final = PIN_LISTEN | PIN_PREPARE | PIN_TEMPORARY | PIN_HOLD | PIN_ADVIS
 LEFT_BY_CLIENT: Final = ASKABLE | PIN_SET | PIN_SET_CONFIG | PIN_LOAD
 """The pins that a tenant's policy is about: session state, and not the protocol's or the pool mode's reasons."""
 
+# What becomes of a client with one of them: `registry.contract.SessionStatePolicy`.
+POLICY_PIN: Final = 0
+POLICY_REJECT: Final = 1
+POLICY_ALLOW: Final = 2
+
 NAMES: Final[tuple[tuple[int, str], ...]] = (
     (PIN_SET, "settings"),
     (PIN_LISTEN, "listen"),

@@ -14,6 +14,7 @@ from typing import Final
 from mypy_extensions import i64
 
 from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, VERBATIM, Desk
+from proxy.session.markers import known_in_advance
 from proxy.session.pins import PIN_DOUBT, PIN_STATEMENT, PIN_UNNAMED
 from proxy.session.replies import (
     HOLD_LIMIT,
@@ -104,6 +105,13 @@ class FrontState:
         if end < 5 or data[0] != F_QUERY or self.dropping or self.skip_to_sync:
             return False
         return frame_size(data, 0) + 1 == end
+
+    def state_in_advance(self, data: bytes) -> i64:
+        """Return the pins that the first message of `data`, if it has come whole, is known to lead to."""
+        if len(data) < 6 or frame_size(data, 0) + 1 > len(data) or (data[0] != F_QUERY and data[0] != F_PARSE):
+            return 0
+        start: i64 = 5 if data[0] == F_QUERY else data.find(b"\0", 5) + 1
+        return known_in_advance(data[start : frame_size(data, 0) + 1])
 
     def fault_of(self, data: bytes) -> str:
         """Say what is wrong with the header at the beginning of `data` (5 bytes or more); empty if nothing is."""
