@@ -49,6 +49,7 @@ server = "eu1"
 database = "acme_data"
 pool_mode = "session"
 reset = "always"
+session_state = "reject"
 limits = { pool_size = 4, queue_wait_timeout = 2.5 }
 
 [[tenant]]
