@@ -296,8 +296,8 @@ POOL_PINNED: Final = ErrorSpec(
     log_level="warning",
     text='no database connection for tenant "{tenant}" became free within {seconds:g} s: {pinned} of {pool_size} are '
     "held by clients with session state",
-    hint="Clients that use LISTEN, temporary tables, cursors WITH HOLD, SQL PREPARE or advisory locks of the session keep "
-    "their connection until they give those up or disconnect.  Disconnect idle clients, or let the operator raise "
+    hint="Clients that use LISTEN, temporary tables, cursors WITH HOLD, SQL PREPARE or advisory locks of the session "
+    "keep their connection until they give those up or disconnect.  Disconnect idle clients, or let the operator raise "
     "pool_size.",
     retry_safe=True,
 )
@@ -476,7 +476,7 @@ RESULT_TYPE_CHANGED: Final = ErrorSpec(
     severity=Severity.ERROR,
     log_level="info",
     text="cached plan must not change result type",
-    hint=None,
+    hint="The schema has changed since the statement was prepared: close it and prepare it again.",
     retry_safe=False,
 )
 BACKEND_LOST: Final = ErrorSpec(

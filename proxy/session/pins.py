@@ -45,7 +45,7 @@ UNSETTLED: Final = 8388608
 CHANGES: Final = PIN_SET | TO_RESET | CALLED | REPORTED
 """Marks (in `BackState`, and CALLED in `FrontState`) that settings may have changed."""
 MARKS: Final = TO_RESET | KEPT | CALLED | REPORTED | TO_CHECK | ROLLED_BACK | RESET_ALL | UNSETTLED
-PINS_DIRTY: Final = 511 | PIN_ROLE | TO_RESET | CALLED | REPORTED | UNSETTLED
+PINS_DIRTY: Final = 511 | PIN_DOUBT | PIN_ROLE | TO_RESET | CALLED | REPORTED | UNSETTLED
 """The pins and marks that leave something in the backend which DISCARD ALL removes."""
 ASKABLE: Final = PIN_LISTEN | PIN_PREPARE | PIN_TEMPORARY | PIN_HOLD | PIN_ADVISORY | PIN_ROLE
 """The pins whose reason the server can be asked about."""

@@ -208,7 +208,6 @@ class BackState:
         """
         if self.open_batch and not self.doubt:
             self.pins |= PIN_DOUBT
-            self.to_reset = True
 
     def forwarded_sync(self) -> None:
         """Note a forwarded Sync, which a server that copies in ignores."""
