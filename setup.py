@@ -1,4 +1,5 @@
-"""Builds the package; the modules named in `proxy/compiled_modules.txt` are compiled by mypyc.
+"""Builds the package; the modules named in `proxy/compiled_modules.txt` are compiled, by Cython those which have a
+file of C declarations (`.pxd`) beside them, by mypyc all others.
 
 Without a C compiler (or when compiling fails) the package is built all the same, the relay then runs interpreted;
 `REQUIRE_COMPILED=1` makes that an error.  `CC` chooses the compiler.  Editable installs never compile: an extension
@@ -87,23 +88,48 @@ def extensions() -> list[Any]:
     if not compiler_works():
         interpreted(VERSION.NO_COMPILER)
         return []
-    try:
-        from mypyc.build import mypycify  # noqa: PLC0415
-    except ImportError:
-        interpreted("mypyc is not installed where the package was built")
-        return []
     os.chdir(ROOT)
-    # The project's own mypy settings name test files and plug-ins that the build's environment does not have.
-    flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--explicit-package-bases"]
-    flags.append(f"--cache-dir={SCRATCH.name}/mypy")
+    by_cython = [module for module in modules if Path(module).with_suffix(".pxd").is_file()]
     try:
-        found = mypycify([*flags, *modules], opt_level="3", debug_level="1", group_name=GROUP, target_dir=SCRATCH.name)
+        found = [
+            *through_mypyc([module for module in modules if module not in by_cython]),
+            *through_cython(by_cython),
+        ]
+    except ImportError as error:
+        interpreted(f"{error.name} is not installed where the package was built")
+        return []
     except SystemExit:
-        interpreted("mypyc could not translate the relay")
+        interpreted("the relay could not be translated to C")
         return []
     for extension in found:
         # A warning that a newer C compiler brings is no reason to run interpreted.
         extension.extra_compile_args = [flag for flag in extension.extra_compile_args if flag != "-Werror"]
+    return found
+
+
+def through_mypyc(modules: list[str]) -> list[Any]:
+    """Translate what is mypyc's; raises ImportError without mypyc, SystemExit when it finds a fault."""
+    from mypyc.build import mypycify  # noqa: PLC0415
+
+    # The project's own mypy settings name test files and plug-ins that the build's environment does not have.
+    flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--explicit-package-bases"]
+    flags.append(f"--cache-dir={SCRATCH.name}/mypy")
+    arguments = [*flags, *modules]
+    found: list[Any] = mypycify(arguments, opt_level="3", debug_level="1", group_name=GROUP, target_dir=SCRATCH.name)
+    return found
+
+
+def through_cython(modules: list[str]) -> list[Any]:
+    """Translate what is Cython's; raises ImportError without Cython, SystemExit when it finds a fault."""
+    from Cython.Build import cythonize  # noqa: PLC0415
+    from Cython.Compiler.Errors import CompileError  # noqa: PLC0415
+
+    # Methods as C has them: called with no Python function in between.
+    directives = {"language_level": 3, "binding": False, "warn.unreachable": False}
+    try:
+        found: list[Any] = cythonize(modules, build_dir=SCRATCH.name, quiet=True, compiler_directives=directives)
+    except CompileError as error:
+        raise SystemExit(str(error)) from error
     return found
 
 

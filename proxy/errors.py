@@ -296,10 +296,33 @@ POOL_PINNED: Final = ErrorSpec(
     log_level="warning",
     text='no database connection for tenant "{tenant}" became free within {seconds:g} s: {pinned} of {pool_size} are '
     "held by clients with session state",
-    hint="Clients that use LISTEN, temporary tables, cursors WITH HOLD, SQL PREPARE or advisory locks of the session keep "
-    "their connection until they give those up or disconnect.  Disconnect idle clients, or let the operator raise "
+    hint="Clients that use LISTEN, temporary tables, cursors WITH HOLD, SQL PREPARE or advisory locks of the session "
+    "keep their connection until they give those up or disconnect.  Disconnect idle clients, or let the operator raise "
     "pool_size.",
     retry_safe=True,
+)
+
+# Session state that cannot follow its client from backend to backend.
+
+SESSION_STATE_REFUSED: Final = ErrorSpec(
+    name="session_state_refused",
+    sqlstate="0A000",
+    severity=Severity.ERROR,
+    log_level="info",
+    text='tenant "{tenant}" may not leave state in its sessions: {reason}',
+    hint="The statement was not run.  Do without it, connect to a tenant in session mode, or let the operator set this "
+    "tenant's session_state to pin.",
+    retry_safe=False,
+)
+SESSION_STATE_LEFT: Final = ErrorSpec(
+    name="session_state_left",
+    sqlstate="0A000",
+    severity=Severity.FATAL,
+    log_level="info",
+    text='tenant "{tenant}" may not leave state in its sessions: {reason}',
+    hint="The transaction was carried out, and the session ends for what it has left behind.  Do without, connect to "
+    "a tenant in session mode, or let the operator set this tenant's session_state to pin.",
+    retry_safe=False,
 )
 
 # Not now.
@@ -453,7 +476,7 @@ RESULT_TYPE_CHANGED: Final = ErrorSpec(
     severity=Severity.ERROR,
     log_level="info",
     text="cached plan must not change result type",
-    hint=None,
+    hint="The schema has changed since the statement was prepared: close it and prepare it again.",
     retry_safe=False,
 )
 BACKEND_LOST: Final = ErrorSpec(
@@ -501,6 +524,8 @@ ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
             TOO_MANY_WAITING,
             QUEUE_TIMEOUT,
             POOL_PINNED,
+            SESSION_STATE_REFUSED,
+            SESSION_STATE_LEFT,
             SUSPENDED,
             NOT_READY,
             SERVER_DOWN,

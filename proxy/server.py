@@ -37,7 +37,6 @@ from proxy.routing.resolver import Resolver, RouteUpdate
 from proxy.routing.server_logins import ServerLogins
 from proxy.routing.snapshot import Sealer, SnapshotFile, SnapshotKeeper
 from proxy.routing.verdict import state_failure
-from proxy.session.parameters import ParameterTable
 from proxy.settings import Settings
 from proxy.version import build_info
 from proxy.wiring import (
@@ -86,7 +85,7 @@ class Node:
         self.ledger = NodeLedger(pool.max_backends, pool.max_connecting)
         self.selector = selector
         self.hub = Hub(selector, self.ledger, pool.cross_tenant_wait)
-        self.table = ParameterTable()
+        self.table = self.hub.table
         self.statuses = StatusCache()
         self.client_tls = client_tls(settings)
         self.server_tls = ServerTlsContexts()

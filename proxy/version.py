@@ -79,10 +79,14 @@ def listed_modules(package: Path) -> list[str]:
 
 
 def source_digest(root: Path, modules: Sequence[str]) -> str:
-    """Digest the names and contents of `modules`, paths relative to `root`, as SHA-256 in hexadecimal."""
+    """Digest the names and contents of `modules`, paths relative to `root`, as SHA-256 in hexadecimal.
+
+    The C declarations beside a module that Cython compiles are part of it.
+    """
     digest = hashlib.sha256()
     for module in modules:
-        content = (root / module).read_bytes()
+        declarations = (root / module).with_suffix(".pxd")
+        content = (root / module).read_bytes() + (declarations.read_bytes() if declarations.is_file() else b"")
         digest.update(f"{module}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()

@@ -54,6 +54,17 @@ class ResetPolicy(StrEnum):
     ALWAYS = "always"
 
 
+class SessionStatePolicy(StrEnum):
+    """What becomes of a client in transaction mode that leaves state in its session which cannot follow it.
+
+    It keeps its backend, or is refused with an error, or nothing happens and the state stays with the backend.
+    """
+
+    PIN = "pin"
+    REJECT = "reject"
+    ALLOW = "allow"
+
+
 class TlsMode(StrEnum):
     """How a connection to a server uses TLS; the meanings are those of libpq's `sslmode`."""
 
@@ -272,6 +283,7 @@ class Route:
     aliases: tuple[str, ...] = ()
     pool_mode: PoolMode = PoolMode.TRANSACTION
     reset: ResetPolicy = ResetPolicy.AUTO
+    session_state: SessionStatePolicy = SessionStatePolicy.PIN
     limits: Limits = Limits()
     verifiers: VerifierSource | None = None
     networks: tuple[Network, ...] = ()

@@ -137,6 +137,7 @@ class StoredReader:
             aliases=tenant.aliases,
             pool_mode=tenant.pool_mode,
             reset=tenant.reset,
+            session_state=tenant.session_state,
             limits=tenant.limits,
             verifiers=tenant.verifiers,
             networks=tuple(ip_network(network) for network in tenant.networks),

@@ -13,17 +13,19 @@ from proxy.net.link_host import (
     FAREWELL_TIME,
     MODE_STATEMENT,
     TOLD_BACKEND_LOST,
-    TOLD_SETTING_REFUSED,
     TOLD_STATEMENT_MODE,
     LinkHost,
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
+from proxy.net.settling import answered, discarded, keeps, restore, stays
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import CLOSING, FLAG_DIRTY, FLAG_OBSOLETE, IDLE, BackendEntry
 from proxy.session.parameters import ParameterSet, switch_statement
+from proxy.session.pins import PIN_SESSION, PIN_SET, REPORTED, TO_RESET
 from proxy.session.relay import FOUND_NOTHING
-from proxy.session.replies import PIN_SESSION, BackState
-from proxy.wire.framing import B_ERROR, B_NOTICE, B_PARAMETER_STATUS, STATUS_IDLE
+from proxy.session.replies import BackState
+from proxy.session.tracked import MAX_ANSWER, Inquiry
+from proxy.wire.framing import B_ERROR, B_NOTICE, B_PARAMETER_STATUS, STATUS_IDLE, STATUS_TRANSACTION
 
 if TYPE_CHECKING:
     from proxy.net.client_link import ClientLink
@@ -55,6 +57,8 @@ class BackendLink(Stream):
         self.plain: ParameterSet = plain
         self.applied: ParameterSet = plain
         self.switching: ParameterSet | None = None
+        self.inquiry: Inquiry | None = None
+        self.leaving: bool = False
         self.pid: int = 0
         self.key: bytes = b""
         self.mid_message: bool = False
@@ -132,9 +136,12 @@ class BackendLink(Stream):
         if not state.releasable() or front.left or len(client.held) != 0:
             if front.found != FOUND_NOTHING and not client.finishing:
                 client.end_as_found()
+            elif state.pins & (TO_RESET | PIN_SET) and state.status == STATUS_TRANSACTION and client.startup.pairs:
+                restore(self, client)
             return
-        if front.pins or state.pins:
-            self._stay_pinned(client)
+        if (front.pins or state.pins) and keeps(self, client):
+            if self.inquiry is None:
+                self._stay_pinned(client)
             return
         client.part(self)
         if self.mask != EPOLLIN | EPOLLRDHUP:
@@ -147,8 +154,6 @@ class BackendLink(Stream):
         state.queries = 0
         counters.transaction_times.add(now - client.linked_at)
         entry = self.entry
-        if state.to_reset:
-            entry.flags |= FLAG_DIRTY
         if entry.flags | pool.flags | entry.server.flags == 0:
             entry.state = IDLE
             entry.since = now
@@ -175,7 +180,7 @@ class BackendLink(Stream):
         """Begin DISCARD ALL; `LinkHost.settled` follows."""
         self.switching = self.plain
         self.state.pins = 0
-        self.state.to_reset = False
+        self.state.before.clear()
         self.state.unnamed_owner = 0
         self.state.shelf.clear()
         self.run_own(b"DISCARD ALL")
@@ -255,6 +260,8 @@ class BackendLink(Stream):
             if count and not state.swallowing:
                 client.write(data[pos : pos + count])
                 client.pool.counters.bytes_to_clients += count
+            elif count and self.inquiry is not None:
+                self._hear(self.inquiry, data[pos : pos + count])
             pos += count
             if state.answer:
                 client.write(client.front.desk.told(state.answer))
@@ -267,6 +274,11 @@ class BackendLink(Stream):
             count = state.scan(data, pos)
         if pos < len(data):
             self.held = data[pos:]
+
+    def _hear(self, inquiry: Inquiry, data: bytes) -> None:
+        """Keep a piece of the answer to the proxy's own question, unless it is absurdly long."""
+        if len(inquiry.answer) + len(data) <= MAX_ANSWER:
+            inquiry.answer += data
 
     def _may_part(self, client: ClientLink) -> bool:
         """Say whether `try_release` will part this backend from its client."""
@@ -282,8 +294,13 @@ class BackendLink(Stream):
             client.pool.counters.count_error(sqlstate.decode("ascii", "replace"))
         state.errors.clear()
         client.front.heard(state)
+        if state.discarded:
+            discarded(self, client)
         if self.switching is not None and not state.swallowing_own:
             self._switched(client)
+        elif self.inquiry is not None and not state.swallowing_own:
+            answered(self, client)
+            client.resume()
         if state.resumes():
             client.resume()
         if client.front.found != FOUND_NOTHING and not client.finishing and not state.will_answer():
@@ -298,15 +315,12 @@ class BackendLink(Stream):
             self.switching = None
             client.part(self)
             self.host.discard(self, "it refused the settings of a client")
-            client.finish(
-                self.host.farewell(client, TOLD_SETTING_REFUSED, sqlstate_text(message)),
-                "its settings were refused",
-                self.selector.now + FAREWELL_TIME,
-            )
+            client.switch_refused(message)
             return
         assert self.switching is not None
         self.applied = self.switching
         self.switching = None
+        client.refused_switches = 0
         client.resume()
 
     def _unattended(self, data: bytes) -> None:
@@ -325,12 +339,22 @@ class BackendLink(Stream):
             self.host.discard(self, state.fault or "an unfinished message from an idle server")
             return
         self.held = data[pos:]
+        if state.pins & REPORTED:
+            state.pins &= ~REPORTED
+            state.before.clear()
         if state.params_changed and not state.swallowing_own and self.switching is None:
             state.params_changed = False
             self.host.status_changed(self)
         state.remarks = False
         state.errors.clear()
-        if self.switching is not None and not state.swallowing_own:
+        if self.leaving and not state.swallowing_own:
+            self.leaving = False
+            self.switching = None
+            self.inquiry = None
+            state.swallowed_error = b""
+            self.entry.flags |= FLAG_DIRTY
+            self.host.give_back(self)
+        elif self.switching is not None and not state.swallowing_own:
             if not state.swallowed_error:
                 self.applied = self.switching
             self.switching = None
@@ -369,9 +393,8 @@ class BackendLink(Stream):
             counters.transactions += 1
         counters.queries += self.state.queries
         self.state.queries = 0
-        if not client.counted_pinned and not client.front.pins & PIN_SESSION:
-            client.counted_pinned = True
-            client.pool.pinned += 1
+        if not client.front.pins & PIN_SESSION:
+            stays(self, client)
 
     def _drain(self) -> None:
         self.flush()

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from proxy.net.backend_link import TERMINATE, BackendLink, link_of
+from proxy.net.backend_link import TERMINATE, BackendLink, link_of, sqlstate_text
 from proxy.net.link_host import (
     FAREWELL_TIME,
     MODE_SESSION,
     MODE_TRANSACTION,
     TOLD_FAULT,
     TOLD_INTERNAL,
+    TOLD_SETTING_REFUSED,
+    TOLD_STATE_REFUSED,
     LinkHost,
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
@@ -26,8 +28,8 @@ from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, FLAG_OBSOLETE, PoolLedger, Waiter
 from proxy.session.desk import NEED_COPY, NEED_ERROR, NEED_NOTHING
 from proxy.session.parameters import ParameterSet
+from proxy.session.pins import PINS_DIRTY, POLICY_REJECT, pin_names
 from proxy.session.relay import FOUND_NOTHING, FOUND_TERMINATE, FrontState
-from proxy.session.replies import PINS_DIRTY
 from proxy.wire.framing import F_TERMINATE
 
 READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
@@ -52,6 +54,7 @@ class ClientLink(Stream):
         self.ident: int = ident
         self.pool: PoolLedger = pool
         self.parameters: ParameterSet = parameters
+        self.startup: ParameterSet = parameters
         self.front: FrontState = FrontState(ident)
         self.mode: int = MODE_TRANSACTION
         self.backend: BackendLink | None = None
@@ -60,7 +63,9 @@ class ClientLink(Stream):
         self.feeding: bool = False
         self.refusal: bytes | None = None
         self.linked_at: float = 0.0
-        self.counted_pinned: bool = False
+        self.counted_pins: int = 0
+        self.ever_pinned: int = 0
+        self.refused_switches: int = 0
         self.cut_off: bool = False
         self.goodbye: bool = False
         self.finishing: bool = False
@@ -118,7 +123,7 @@ class ClientLink(Stream):
                 data = self._without_backend(data)
                 if len(data) == 0:
                     break
-                backend = self._acquire(data)
+                backend = None if self._must_refuse(data) else self._acquire(data)
                 if backend is None:
                     data = self._after_refusal()
                     continue
@@ -127,6 +132,23 @@ class ClientLink(Stream):
                 break
             data = self._forward(backend, data)
         self.feeding = False
+
+    def pin_names(self) -> tuple[str, ...]:
+        """Name the reasons for which this client keeps its backend now."""
+        backend = self.backend
+        return pin_names(self.front.pins | (0 if backend is None else backend.state.pins))
+
+    def switch_refused(self, message: bytes) -> None:
+        """The server has refused this client's settings, and is closed: try another once, the fault may be its own."""
+        self.refused_switches += 1
+        if self.refused_switches == 1 and len(self.held) != 0:
+            self.resume()
+            return
+        self.finish(
+            self.host.farewell(self, TOLD_SETTING_REFUSED, sqlstate_text(message)),
+            "its settings were refused",
+            self.selector.now + FAREWELL_TIME,
+        )
 
     def granted(self, backend: BackendLink) -> None:
         """Take the backend that this client waited for."""
@@ -240,6 +262,16 @@ class ClientLink(Stream):
         if linked is not None:
             self.held = b""
         return linked
+
+    def _must_refuse(self, data: bytes) -> bool:
+        """Refuse in advance what is known to leave state in the session, where the tenant's policy is to reject it."""
+        if self.pool.state_policy != POLICY_REJECT or self.mode == MODE_SESSION:
+            return False
+        pins = self.front.state_in_advance(data)
+        if pins:
+            self.held = data
+            self.refusal = self.host.farewell(self, TOLD_STATE_REFUSED, ", ".join(pin_names(pins)))
+        return pins != 0
 
     def _after_refusal(self) -> bytes:
         """Answer a refused request; the answer is what follows it, or empty when the client goes on waiting."""
@@ -371,9 +403,13 @@ class ClientLink(Stream):
         backend = self.backend
         if backend is None:
             return
-        dirty = (self.front.pins | backend.state.pins) & PINS_DIRTY != 0 or backend.state.to_reset
+        dirty = (self.front.pins | backend.state.pins) & PINS_DIRTY != 0
         clean = backend.between_transactions() and self.front.left == 0
         self.part(backend)
+        if backend.state.only_owes_own() and self.front.left == 0:
+            # Its own statement will be answered without anybody's help.
+            backend.leaving = True
+            return
         if not clean:
             self.host.discard(backend, "its client left in the middle of something")
             return
@@ -386,6 +422,5 @@ class ClientLink(Stream):
         backend.client = None
         backend.mid_message = self.front.left != 0
         self.cut_off = backend.state.left != 0 and not backend.state.swallowing
-        if self.counted_pinned:
-            self.counted_pinned = False
-            self.pool.pinned -= 1
+        if self.counted_pins:
+            self.host.pins_changed(self, 0)

@@ -60,7 +60,7 @@ from proxy.routing.names import selectors_from_startup
 from proxy.routing.resolver import Resolution, Resolver
 from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterSet, ParameterTable
-from proxy.session.replies import PIN_SESSION
+from proxy.session.pins import PIN_SESSION, pin_names
 from proxy.session.statements import StatementTable
 from proxy.wire import ProtocolError
 from proxy.wire.reports import ErrorResponse
@@ -206,6 +206,12 @@ class FrontDoor:
         finally:
             io.close()
 
+    def client_pinned(self, client: ClientLink, reasons: str) -> None:
+        """Say that a client keeps its backend, once for each reason."""
+        info = client.info
+        assert isinstance(info, ClientInfo)
+        log.info("client pinned", tenant=client.pool.tenant.slug, user=info.user, address=info.address, reason=reasons)
+
     def client_gone(self, client: ClientLink, reason: str) -> None:
         """Take a client off the books."""
         info = client.info
@@ -223,6 +229,7 @@ class FrontDoor:
             address=info.address,
             reason=reason,
             duration=round(now - info.since, 3),
+            pinned_by=", ".join(pin_names(client.ever_pinned)) or None,
         )
 
     async def close(self) -> None:
@@ -453,7 +460,7 @@ class FrontDoor:
         if self._hub.cancel_queued(client, Failure(QUERY_CANCELED)):
             return
         backend = client.backend
-        if backend is None or not backend.state.owes():
+        if backend is None or not backend.state.owes() or backend.state.swallowing_own:
             return
         entry, readies = backend.entry, backend.state.readies
         await self._dialer.cancel(entry, lambda: serving(entry, client, readies))

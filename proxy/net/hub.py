@@ -22,6 +22,8 @@ from proxy.errors import (
     QUEUE_TIMEOUT,
     RESULT_TYPE_CHANGED,
     SERVER_DOWN,
+    SESSION_STATE_LEFT,
+    SESSION_STATE_REFUSED,
     STATEMENT_MODE_TRANSACTION,
     SUSPENDED,
     TERMINATED,
@@ -37,6 +39,8 @@ from proxy.net.link_host import (
     TOLD_BACKEND_LOST,
     TOLD_FAULT,
     TOLD_SETTING_REFUSED,
+    TOLD_STATE_LEFT,
+    TOLD_STATE_REFUSED,
     TOLD_STATEMENT_MODE,
     LinkHost,
 )
@@ -57,6 +61,8 @@ from proxy.pool.ledger import (
 )
 from proxy.pool.pool import NEVER, Effects, PoolDriver
 from proxy.pool.tenancy import PASSED
+from proxy.session.parameters import ParameterSet, ParameterTable
+from proxy.session.pins import NAMES, pin_names
 
 MAIL_OPEN: Final = 1
 MAIL_CANCEL: Final = 2
@@ -67,6 +73,7 @@ MAIL_ERROR: Final = 6
 MAIL_STATUS_CHANGED: Final = 7
 MAIL_CLOSED: Final = 8
 MAIL_SEATED: Final = 9
+MAIL_PINNED: Final = 10
 
 
 SETTLE_TIME: Final = 30.0
@@ -103,6 +110,8 @@ class Hub(Effects, LinkHost):
         self.selector = selector
         self.node = node
         self.driver = PoolDriver(node, self, foreign_wait)
+        self.table = ParameterTable()
+        self.pins: dict[str, int] = {name: 0 for _, name in NAMES}
         self.internal_errors = 0
         self.timeouts: dict[str, int] = dict.fromkeys(TIMEOUTS, 0)
         self.finishing: dict[ClientLink, None] = {}
@@ -278,6 +287,26 @@ class Hub(Effects, LinkHost):
         """See `LinkHost`."""
         self.post(MAIL_STATUS_CHANGED, backend.entry)
 
+    def pins_changed(self, client: ClientLink, pins: int) -> None:
+        """See `LinkHost`."""
+        before = client.counted_pins
+        client.counted_pins = pins
+        for bit, name in NAMES:
+            if (before ^ pins) & bit:
+                self.pins[name] += 1 if pins & bit else -1
+        if not before:
+            client.pool.pinned += 1
+        elif not pins:
+            client.pool.pinned -= 1
+        fresh = pins & ~client.ever_pinned
+        if fresh:
+            client.ever_pinned |= fresh
+            self.post(MAIL_PINNED, client, ", ".join(pin_names(fresh)))
+
+    def intern(self, pairs: tuple[tuple[bytes, bytes], ...]) -> ParameterSet:
+        """See `LinkHost`."""
+        return self.table.intern(pairs)
+
     def farewell(self, client: ClientLink, why: int, text: str) -> bytes:
         """See `LinkHost`."""
         slug = client.pool.tenant.slug
@@ -287,6 +316,10 @@ class Hub(Effects, LinkHost):
             failure = Failure(PROTOCOL_VIOLATION, reason=text)
         elif why == TOLD_STATEMENT_MODE:
             failure = Failure(STATEMENT_MODE_TRANSACTION, tenant=slug)
+        elif why == TOLD_STATE_REFUSED:
+            failure = Failure(SESSION_STATE_REFUSED, tenant=slug, reason=text)
+        elif why == TOLD_STATE_LEFT:
+            failure = Failure(SESSION_STATE_LEFT, tenant=slug, reason=text)
         elif why == TOLD_SETTING_REFUSED:
             failure = Failure(INVALID_OPTIONS, reason=text)
         else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import trait
 
 from proxy.net.stream import Stream
+from proxy.session.parameters import ParameterSet
 
 if TYPE_CHECKING:
     from proxy.net.backend_link import BackendLink
@@ -25,6 +26,8 @@ TOLD_FAULT: Final = 2
 TOLD_INTERNAL: Final = 3
 TOLD_STATEMENT_MODE: Final = 4
 TOLD_SETTING_REFUSED: Final = 5
+TOLD_STATE_REFUSED: Final = 6
+TOLD_STATE_LEFT: Final = 7
 
 MODE_TRANSACTION: Final = 0
 MODE_SESSION: Final = 1
@@ -70,6 +73,14 @@ class LinkHost:
     @abstractmethod
     def settled(self, backend: BackendLink) -> None:
         """Note that a backend without a client has answered the proxy's own statement."""
+
+    @abstractmethod
+    def pins_changed(self, client: ClientLink, pins: int) -> None:
+        """Note for which reasons a client keeps its backend now."""
+
+    @abstractmethod
+    def intern(self, pairs: tuple[tuple[bytes, bytes], ...]) -> ParameterSet:
+        """Find the one object for a client's settings; raises ValueError as `parameter_pairs` does."""
 
     @abstractmethod
     def farewell(self, client: ClientLink, why: int, text: str) -> bytes:

@@ -19,6 +19,7 @@ from proxy.net.hub import (
     MAIL_CLOSED,
     MAIL_ERROR,
     MAIL_OPEN,
+    MAIL_PINNED,
     MAIL_PROBED,
     MAIL_SEATED,
     MAIL_STATUS_CHANGED,
@@ -107,6 +108,9 @@ class Mailroom:
         elif mail.kind == MAIL_STATUS_CHANGED:
             assert isinstance(subject, BackendEntry)
             self._statuses.forget(subject.pool)
+        elif mail.kind == MAIL_PINNED:
+            assert isinstance(subject, ClientLink)
+            self._door.client_pinned(subject, mail.text)
         elif mail.kind == MAIL_ERROR:
             log.error("internal error contained", traceback=mail.text)
         elif mail.kind in (MAIL_BACKEND_GONE, MAIL_CLOSED):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import os
-import select as _select
 import time
 from collections.abc import Mapping
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
@@ -27,15 +26,18 @@ from typing import Any, Final
 
 from mypy_extensions import mypyc_attr
 
+from proxy.net.syscalls import MAX_EVENTS, Poller
+
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
 EPOLLERR: Final = 0x008
 EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
 
-MAX_EVENTS: Final = 512
 FEW_EVENTS: Final = 8
 UNTIL_FOREVER: Final = 1e18
+LONGEST_WAIT: Final = 86400.0
+"""Seconds of one poll at most; the system call takes milliseconds as a C int."""
 
 
 # Tests have links of their own, uncompiled.
@@ -70,8 +72,10 @@ class RelaySelector:
     """
 
     def __init__(self, budget: float = 0.0015) -> None:
-        self._epoll: Any = _select.epoll()
-        self._poll: Any = self._epoll.poll
+        self._poller: Poller = Poller()
+        self._epoll: Any = self._poller.epoll
+        self._wait: Any = self._poller.wait
+        self._clock: Any = time.monotonic
         self._keys: dict[int, SelectorKey] = {}
         self._links: list[Link | None] = [None] * 64
         self._ready_links: list[Link] = []
@@ -128,7 +132,7 @@ class RelaySelector:
 
     def close(self) -> None:
         """Close the epoll; nothing may be served afterwards."""
-        self._epoll.close()
+        self._poller.close()
         self._keys.clear()
         self._links = []
         self._ready_links = []
@@ -180,36 +184,35 @@ class RelaySelector:
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """Serve links until asyncio has something to do, and return that."""
         ready: list[tuple[SelectorKey, int]] = []
-        start = time.monotonic()
+        start: float = self._clock()
         self.now = start
         until = UNTIL_FOREVER
         if timeout is not None:
             until = start + timeout if timeout > 0.0 else 0.0
         while True:
             wait = self._wait_time(until)
-            events = self._poll(wait, self._most_events)
-            now = time.monotonic()
-            self.now = now
+            events: list[int] = self._wait(wait, self._most_events)
+            self.now = self._clock()
             self._serve(events, ready)
             if self._ready_links:
                 self._serve_ready_links()
-            if len(events) >= FEW_EVENTS:
-                self._keep_to_budget(len(events))
+            if len(events) >= 2 * FEW_EVENTS:
+                self._keep_to_budget(len(events) // 2)
             if ready or self.mailbox or until <= self.now:
                 break
-            if len(events) == 0 and wait != 0.0:
+            if len(events) == 0 and wait != 0:
                 break
         if self.mailbox:
             self._announce_mail(ready)
         return ready
 
-    def _wait_time(self, until: float) -> float:
-        """How long the poll may block, in seconds rounded up to its milliseconds; -1 is for ever."""
+    def _wait_time(self, until: float) -> int:
+        """How long the poll may block, in milliseconds; -1 is for ever."""
         if self._ready_links or self.mailbox or until <= self.now:
-            return 0.0
+            return 0
         if until >= UNTIL_FOREVER:
-            return -1.0
-        return math.ceil((until - self.now) * 1e3) * 1e-3
+            return -1
+        return math.ceil(min(until - self.now, LONGEST_WAIT) * 1e3)
 
     def _keep_to_budget(self, count: int) -> None:
         """Take fewer events at a time when these took too long, more when there is room for them.
@@ -217,17 +220,18 @@ class RelaySelector:
         A batch is never left before its end: the kernel puts what it has reported behind what it has not, so that
         everybody has a turn, but whoever is left out of a batch would be left out of the next one, too.
         """
-        taken = time.monotonic() - self.now
+        taken: float = self._clock() - self.now
         if taken > self._budget:
             self._most_events = max(FEW_EVENTS, count // 2)
         elif count == self._most_events and 2.0 * taken < self._budget:
             self._most_events = min(MAX_EVENTS, 2 * count)
 
-    def _serve(self, events: Any, ready: list[tuple[SelectorKey, int]]) -> None:
+    def _serve(self, events: list[int], ready: list[tuple[SelectorKey, int]]) -> None:
         links = self._links
         served = 0
-        pairs: list[tuple[int, int]] = events
-        for fd, mask in pairs:
+        for i in range(0, len(events), 2):
+            fd = events[i]
+            mask = events[i + 1]
             link = links[fd] if fd < len(links) else None
             if link is not None:
                 try:

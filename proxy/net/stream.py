@@ -9,7 +9,10 @@ import socket
 import ssl
 from typing import Any, Final
 
+from mypy_extensions import i64
+
 from proxy.net.relay_loop import EPOLLOUT, EPOLLRDHUP, Link, RelaySelector
+from proxy.net.syscalls import SocketIO
 
 READ_SMALL: Final = 448
 """What a short query or reply fits into: so small a buffer comes from Python's own allocator."""
@@ -37,8 +40,9 @@ class Stream(Link):
         self.selector: RelaySelector = selector
         self.sock: Any = sock
         self.tls: bool = isinstance(sock, ssl.SSLSocket)
-        self._recv: Any = sock.recv
-        self._send: Any = sock.send
+        self._io: SocketIO = SocketIO(self.fd)
+        self.receive: Any = self._io.receive
+        self.send: Any = self._io.send
         self.read_size: int = READ_SMALL
         self.calm_reads: int = 0
         self.unsent: list[bytes] | None = None
@@ -47,20 +51,24 @@ class Stream(Link):
 
     def read(self) -> bytes | None:
         """Read what there is; `b""` is the end of the stream or its loss, None is nothing now."""
-        try:
-            data: bytes = self._recv(self.read_size)
-        except BlockingIOError:
+        data: bytes | None = self._read_tls() if self.tls else self.receive(self.read_size)
+        if data is None:
             return None
-        except _TLS_WAITS:
-            return None
-        except OSError:
-            return b""
         if len(data) == self.read_size:
             self.read_size = READ_LARGE
             self.calm_reads = 0
         elif self.read_size != READ_SMALL:
             self._calm_down(len(data))
-        if self.tls and self.sock.pending() > 0:
+        return data
+
+    def _read_tls(self) -> bytes | None:
+        try:
+            data: bytes = self.sock.recv(self.read_size)
+        except _TLS_WAITS:
+            return None
+        except OSError:
+            return b""
+        if self.sock.pending() > 0:
             self.selector.serve_buffered(self)
         return data
 
@@ -83,15 +91,10 @@ class Stream(Link):
             self.unsent_size = len(data)
             self._flush_tls()
             return
-        try:
-            sent: int = self._send(data)
-        except BlockingIOError:
-            self._keep(data)
-            return
-        except OSError:
+        sent: i64 = self.send(data)
+        if sent < 0:
             self.broken = True
-            return
-        if sent != len(data):
+        elif sent != len(data):
             self._keep(data[sent:])
 
     def flush(self) -> None:
@@ -102,11 +105,8 @@ class Stream(Link):
         kept = self.unsent
         while kept:
             data = kept[0]
-            try:
-                sent: int = self._send(data)
-            except BlockingIOError:
-                return
-            except OSError:
+            sent: i64 = self.send(data)
+            if sent < 0:
                 self._forget()
                 return
             self.unsent_size -= sent
@@ -132,6 +132,7 @@ class Stream(Link):
         self.selector.remove(self)
         self.unsent = None
         self.unsent_size = 0
+        self._io.close()
         self.sock.close()
 
     def reading(self) -> int:
@@ -169,7 +170,7 @@ class Stream(Link):
                 kept[0:1] = [data[i : i + TLS_PIECE] for i in range(0, len(data), TLS_PIECE)]
                 data = kept[0]
             try:
-                sent: int = self._send(data)
+                sent: int = self.sock.send(data)
             except _TLS_WAITS:
                 self.watch()
                 return

@@ -38,7 +38,7 @@ from proxy.pool.time_limits import (
     Watch,
     plan_limit,
 )
-from proxy.session.replies import PIN_LISTEN
+from proxy.session.pins import PIN_LISTEN
 
 log = structlog.get_logger(__name__)
 

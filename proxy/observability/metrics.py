@@ -136,6 +136,12 @@ class NodeMetrics:
         for limit, count in self._hub.timeouts.items():
             timeouts.add_metric([limit], count)
         yield timeouts
+        pins = GaugeMetricFamily(
+            "pgtenant_pins", "Reasons for which clients keep their backends; one may have several.", labels=["reason"]
+        )
+        for reason, count in self._hub.pins.items():
+            pins.add_metric([reason], count)
+        yield pins
         yield _counter("pgtenant_logins", "Logins completed.", self._door.logins)
         yield _counter("pgtenant_logins_slowed", "Logins that waited because of earlier failures.", self._door.slowed)
         yield _counter("pgtenant_verifier_questions", "Verifiers that servers were asked for.", status.asked_servers)

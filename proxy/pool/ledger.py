@@ -15,6 +15,7 @@ from typing import Final
 
 from proxy.pool.counters import Counters
 from proxy.pool.time_limits import TimeLimits
+from proxy.session.pins import POLICY_PIN
 
 # The states of a backend.
 CONNECTING: Final = 0
@@ -159,6 +160,7 @@ class PoolLedger:
         self.connect_timeout = 0.0
         self.times = TimeLimits()
         self.reset_always = False
+        self.state_policy = POLICY_PIN
         self.flags = 0
         self.idle: list[BackendEntry] = []
         self.held = 0

@@ -23,7 +23,16 @@ from proxy.pool.ledger import (
 )
 from proxy.pool.pool import PoolDriver
 from proxy.pool.time_limits import TimeLimits
-from registry.contract import Credentials, Limits, PoolMode, ResetPolicy, Route, ServerInfo
+from proxy.session.pins import POLICY_ALLOW, POLICY_PIN, POLICY_REJECT
+from registry.contract import (
+    Credentials,
+    Limits,
+    PoolMode,
+    ResetPolicy,
+    Route,
+    ServerInfo,
+    SessionStatePolicy,
+)
 
 Number = TypeVar("Number", int, float)
 
@@ -260,6 +269,7 @@ class Tenancy:
         pool.connect_timeout = _pick(limits.connect_timeout, defaults.connect_timeout)
         pool.times = _times(limits, defaults)
         pool.reset_always = route.reset is ResetPolicy.ALWAYS
+        pool.state_policy = STATE_POLICIES[route.session_state]
         pool.mode = MODES[route.pool_mode]
         slow = pool.reset_always or route.pool_mode is not PoolMode.TRANSACTION
         pool.flags = (pool.flags | FLAG_MODE) if slow else (pool.flags & ~FLAG_MODE)
@@ -285,6 +295,11 @@ DEDICATED: Final = "\1"
 PASSED: Final = "\0"
 """Begins the name of a pool whose role passes through; with stored credentials, the same role is another pool."""
 
+STATE_POLICIES = {
+    SessionStatePolicy.PIN: POLICY_PIN,
+    SessionStatePolicy.REJECT: POLICY_REJECT,
+    SessionStatePolicy.ALLOW: POLICY_ALLOW,
+}
 MODES = {PoolMode.TRANSACTION: 0, PoolMode.SESSION: 1, PoolMode.STATEMENT: 2}
 
 

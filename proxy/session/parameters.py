@@ -39,14 +39,14 @@ class ParameterSet:
         self.pairs = pairs
         self.values = {name.lower(): (name, value) for name, value in pairs}
         self.meaning = b"\0".join(
-            part for name, (_, value) in self.values.items() if _changes_meaning(name) for part in (name, value)
+            part for name, (_, value) in self.values.items() if changes_meaning(name) for part in (name, value)
         )
 
     def __repr__(self) -> str:
         return f"ParameterSet({', '.join(name.decode('utf-8', 'replace') for name, _ in self.pairs)})"
 
 
-def _changes_meaning(name: bytes) -> bool:
+def changes_meaning(name: bytes) -> bool:
     """Say whether a setting (lower case) may; those of extensions and applications, with a dot, are read when run."""
     return b"." not in name and name not in _NEVER_IN_A_MEANING
 
@@ -62,9 +62,9 @@ def parameter_pairs(
     for name, value in pairs:
         if not name:
             raise ValueError("a setting without a name")
-        if b"\\" in value and not value.isascii():
+        if b"\\" in value and not value.isascii() and not _is_utf8(value):
             # In some client encodings a backslash is the second byte of a character, and quoting cannot tell.
-            raise ValueError("a setting with both a backslash and characters that are not ASCII")
+            raise ValueError("a setting with both a backslash and characters that are neither ASCII nor UTF-8")
         latest[name.lower()] = (name, value)
         if len(latest) > MAX_PARAMETERS:
             raise ValueError(f"more than {MAX_PARAMETERS} settings")
@@ -107,7 +107,7 @@ def switch_statement(old: ParameterSet, new: ParameterSet) -> bytes:
     """
     parts = [b"RESET " + _quoted_name(name) for key, (name, _) in old.values.items() if key not in new.values]
     calls = [
-        b"pg_catalog.set_config(" + _literal(name) + b", " + _literal(value) + b", false)"
+        b"pg_catalog.set_config(" + quoted_literal(name) + b", " + quoted_literal(value) + b", false)"
         for key, (name, value) in new.values.items()
         if key not in old.values or old.values[key][1] != value
     ]
@@ -120,9 +120,29 @@ def _quoted_name(name: bytes) -> bytes:
     return b".".join(b'"' + part.replace(b'"', b'""') + b'"' for part in name.split(b"."))
 
 
-def _literal(value: bytes) -> bytes:
-    """Quote a string so that it means the same whatever `standard_conforming_strings` says."""
+def quoted_literal(value: bytes) -> bytes:
+    """Quote a string so that it means the same whatever `standard_conforming_strings` and `client_encoding` say."""
     quoted = value.replace(b"'", b"''")
+    if not value.isascii() and _is_utf8(value):
+        escaped = quoted.replace(b"\\", b"\\\\").decode("utf-8")
+        return (
+            b" E'"
+            + "".join(character if character.isascii() else _escape(character) for character in escaped).encode()
+            + b"'"
+        )
     if b"\\" in quoted:
         return b" E'" + quoted.replace(b"\\", b"\\\\") + b"'"
     return b"'" + quoted + b"'"
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

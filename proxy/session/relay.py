@@ -14,7 +14,8 @@ from typing import Final
 from mypy_extensions import i64
 
 from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, VERBATIM, Desk
-from proxy.session.markers import session_markers
+from proxy.session.markers import known_in_advance
+from proxy.session.pins import PIN_DOUBT, PIN_STATEMENT, PIN_UNNAMED
 from proxy.session.replies import (
     HOLD_LIMIT,
     OWE_BIND,
@@ -25,11 +26,10 @@ from proxy.session.replies import (
     OWE_FUNCTION,
     OWE_PARSE,
     OWE_QUERY,
-    PIN_DOUBT,
-    PIN_STATEMENT,
-    PIN_UNNAMED,
     BackState,
 )
+from proxy.session.set_statements import UNREADABLE, TouchedSettings
+from proxy.session.texts import Texts
 from proxy.wire.framing import (
     F_BIND,
     F_CLOSE,
@@ -52,13 +52,10 @@ MAX_FRAME: Final = 0x3FFFFFFF
 MAX_NAMED: Final = 1000
 """Named statements remembered per client; beyond it the client stays pinned until it disconnects."""
 MAX_NAME: Final = 256
-LONG_TEXT: Final = 512
-"""Bytes of statement from which on four searches are quicker than one look at each byte."""
+MAX_MEANING: Final = 4096
 KNOWN_TYPES: Final = b"BCDEFHPQSXcdf"
 IMPOSSIBLE_LENGTH: Final = "a message with an impossible length"
 UNKNOWN_TYPE: Final = "an unknown message type"
-TAIL_SIZE: Final = 24
-"""Bytes of a statement's last piece that are looked at again with the next, for a word cut in two."""
 
 # What a scan found besides bytes to forward.
 FOUND_NOTHING: Final = 0
@@ -69,38 +66,6 @@ _REUSED: Final = b"\0"
 """Stands in `closing_names` for a name that has been parsed again; no statement can be called that."""
 
 _S: Final = 0x53
-
-
-def may_have_markers(text: bytes) -> bool:
-    """Say in one quick look whether a statement may have one of the words that `session_markers` looks for.
-
-    Each of them has a pair of letters that few statements have: te(mp), a(dv)isory, ho(ld), set(_c)onfig.
-    """
-    if len(text) > LONG_TEXT:
-        lower = text.lower()
-        return (
-            lower.find(b"temp") >= 0
-            or lower.find(b"set_config") >= 0
-            or lower.find(b"advisory") >= 0
-            or lower.find(b"hold") >= 0
-        )
-    before: i64 = 0
-    for i in range(len(text)):
-        letter: i64 = text[i]
-        letter |= 0x20
-        if letter == 0x70:
-            if before == 0x6D:
-                return True
-        elif letter == 0x64:
-            if before == 0x6C:
-                return True
-        elif letter == 0x76:
-            if before == 0x64:
-                return True
-        elif letter == 0x63 and before == 0x7F:
-            return True
-        before = letter
-    return False
 
 
 class FrontState:
@@ -115,8 +80,10 @@ class FrontState:
         self.answered: bool = False
         self.found: i64 = FOUND_NOTHING
         self.fault: str = ""
-        self.tail: bytes = b""
         self.pins: i64 = 0
+        self.proven: i64 = 0
+        self.texts: Texts = Texts()
+        self.touched: TouchedSettings | None = None
         self.desk: Desk = Desk(ident, None)
         self.names: set[bytes] | None = None
         self.batch_parsed: bool = False
@@ -138,6 +105,13 @@ class FrontState:
         if end < 5 or data[0] != F_QUERY or self.dropping or self.skip_to_sync:
             return False
         return frame_size(data, 0) + 1 == end
+
+    def state_in_advance(self, data: bytes) -> i64:
+        """Return the pins that the first message of `data`, if it has come whole, is known to lead to."""
+        if len(data) < 6 or frame_size(data, 0) + 1 > len(data) or (data[0] != F_QUERY and data[0] != F_PARSE):
+            return 0
+        start: i64 = 5 if data[0] == F_QUERY else data.find(b"\0", 5) + 1
+        return known_in_advance(data[start : frame_size(data, 0) + 1])
 
     def fault_of(self, data: bytes) -> str:
         """Say what is wrong with the header at the beginning of `data` (5 bytes or more); empty if nothing is."""
@@ -206,16 +180,13 @@ class FrontState:
         """
         pos: i64 = 0
         end: i64 = len(data)
-        texts: bool = False
         if self.left:
-            texts = self.left_kind == F_QUERY or self.left_kind == F_PARSE
-            if self.left > end:
-                self.left -= end
-                if texts:
-                    self._markers(data, end)
+            pos = min(self.left, end)
+            self.left -= pos
+            if self.left_kind == F_QUERY or self.left_kind == F_PARSE:
+                self.pins |= self.texts.more(data, pos, self.left == 0, self.left_kind == F_PARSE)
+            if self.left:
                 return end
-            pos = self.left
-            self.left = 0
         while pos + 5 <= end:
             kind: i64 = data[pos]
             size: i64 = frame_size(data, pos)
@@ -238,7 +209,6 @@ class FrontState:
                     self.fault = UNKNOWN_TYPE
                 break
             if kind == F_QUERY:
-                texts = True
                 if back.copy_in:
                     self._inside_copy(back)
                 verdict = self.desk.query(data, pos, after, back)
@@ -247,23 +217,20 @@ class FrontState:
                 back.forwarded_query()
                 if verdict != TAKEN:
                     back.owe(OWE_QUERY)
+                self.pins |= self.texts.query(data, pos + 5, min(end, after), after <= end)
+                if len(self.texts.shift) != 0:
+                    self._shift_meaning()
             elif kind == F_TERMINATE:
                 self.found = FOUND_TERMINATE
                 break
             elif not self._account(kind, data, pos, min(end, after), back):
                 break
-            elif kind == F_PARSE:
-                texts = True
             if after > end:
                 self.left = after - end
                 self.left_kind = kind
                 pos = end
                 break
             pos = after
-        if texts:
-            self._markers(data, pos)
-        elif self.tail:
-            self.tail = b""
         return pos
 
     def _account(self, kind: i64, data: bytes, pos: i64, end: i64, back: BackState) -> bool:
@@ -331,6 +298,8 @@ class FrontState:
                 back.unnamed_owner = self.ident
         if verdict == VERBATIM or verdict == PASSED:
             back.owe(OWE_PARSE)
+        if verdict != STOP:
+            self.texts.parse(data, pos, end, end == after)
         return verdict
 
     def _bind(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
@@ -347,7 +316,22 @@ class FrontState:
                 self.batch_bound = True
         if verdict == VERBATIM or verdict == PASSED:
             back.owe(OWE_BIND)
+        if verdict != STOP and self.texts.remembered is not None and after_portal != 0:
+            self.pins |= self.texts.bind(data, after_portal, end)
+            if len(self.texts.shift) != 0:
+                self._shift_meaning()
         return verdict
+
+    def _shift_meaning(self) -> None:
+        """Keep statements apart that are parsed while settings are not those that the client is known to have.
+
+        Until they are known again (see `proxy.net.settling`) the same texts make for the same meaning.
+        """
+        shift = self.texts.shift
+        self.texts.shift = b""
+        if UNREADABLE in shift or len(self.desk.meaning) > MAX_MEANING:
+            shift = b"%d.%d" % (self.ident, self.desk.batch)
+        self.desk.meaning += b"\0" + shift
 
     def _describe(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
         verdict = VERBATIM
@@ -443,14 +427,3 @@ class FrontState:
         """Keep the backend for good: the server answers this message, or eats it, as its copy happens to stand."""
         back.doubt = True
         back.pins |= PIN_DOUBT
-
-    def _markers(self, data: bytes, end: i64) -> None:
-        """Look for the words of session state in statements that have just passed."""
-        text = data if end == len(data) else data[:end]
-        if self.tail:
-            text = self.tail + text
-            self.tail = b""
-        if may_have_markers(text):
-            self.pins |= session_markers(text.lower())
-        if self.left:
-            self.tail = text[-TAIL_SIZE:]

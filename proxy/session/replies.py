@@ -14,6 +14,18 @@ from typing import Final
 
 from mypy_extensions import i64
 
+from proxy.session.pins import (
+    PIN_DOUBT,
+    PIN_LISTEN,
+    PIN_LOAD,
+    PIN_PREPARE,
+    PIN_SET,
+    REPORTED,
+    RESET_ALL,
+    ROLLED_BACK,
+    TO_CHECK,
+    TO_RESET,
+)
 from proxy.session.statements import NOTE_DUPLICATE, NOTE_FAIL, QUOTED_PREFIX, Note, Shelf, shape_of
 from proxy.wire.framing import (
     B_AUTHENTICATION,
@@ -77,31 +89,15 @@ HALT_NOT: Final = 0
 HALT_QUIET: Final = 1
 HALT_INJECTED: Final = 2
 
-# Why a client keeps its backend beyond the transaction.
-PIN_SET: Final = 1
-PIN_LISTEN: Final = 2
-PIN_PREPARE: Final = 4
-PIN_TEMPORARY: Final = 8
-PIN_HOLD: Final = 16
-PIN_ADVISORY: Final = 32
-PIN_SET_CONFIG: Final = 64
-PIN_LOAD: Final = 128
-PIN_STATEMENT: Final = 256
-PIN_UNNAMED: Final = 512
-PIN_DOUBT: Final = 1024
-PIN_SESSION: Final = 2048
-TO_RESET: Final = 4096
-"""Not a pin: the client has taken away settings, those that the proxy set for it included; see `BackState.to_reset`."""
-PINS_DIRTY: Final = 511
-"""The pins that leave something in the backend which DISCARD ALL removes."""
-
 _C: Final = 0x43
 _D: Final = 0x44
 _L: Final = 0x4C
+_N: Final = 0x4E
 _P: Final = 0x50
 _R: Final = 0x52
 _S: Final = 0x53
 _T: Final = 0x54
+_U: Final = 0x55
 
 
 class BackState:
@@ -137,7 +133,8 @@ class BackState:
         self.idles: i64 = 0
         self.swallowed_error: bytes = b""
         self.pins: i64 = 0
-        self.to_reset: bool = False
+        self.before: dict[bytes, bytes] = {}
+        self.discarded: bool = False
         self.queries: i64 = 0
         self.errors: list[bytes] = []
         self.closed_names: list[bytes] = []
@@ -162,6 +159,10 @@ class BackState:
             and not self.doubt
             and not self.skipping
         )
+
+    def only_owes_own(self) -> bool:
+        """Say whether nothing but the proxy's own statement, outside a transaction, is still to be answered."""
+        return self.swallowing_own and self.status == STATUS_IDLE and self.head + 1 == len(self.queue)
 
     def inject_query(self) -> None:
         """Note a Query of the proxy's own, whose replies are swallowed."""
@@ -207,7 +208,6 @@ class BackState:
         """
         if self.open_batch and not self.doubt:
             self.pins |= PIN_DOUBT
-            self.to_reset = True
 
     def forwarded_sync(self) -> None:
         """Note a forwarded Sync, which a server that copies in ignores."""
@@ -470,18 +470,31 @@ class BackState:
         if first == _S:
             if data[pos + 7] != _T:
                 return
-        elif first != _R and first != _L and first != _P and first != _D:
+        elif first == _D:
+            # DELETE is the one that is common.
+            if data[pos + 7] == _L:
+                return
+        elif first == _C:
+            if data[pos + 6] != _L:
+                return
+        elif first == _U:
+            if data[pos + 6] != _N:
+                return
+        elif first != _R and first != _L and first != _P:
             return
         tag = data[pos + 5 : end - 1]
+        self.pins |= _pins_of_tag(tag)
         if tag == b"DEALLOCATE ALL" or tag == b"DISCARD ALL":
             self.shelf.clear()
             self.cleared = True
+            self.discarded = tag == b"DISCARD ALL" and self._last_asked(debt)
             self.remarks = True
-        pins = _pins_of_tag(tag)
-        if pins == TO_RESET:
-            self.to_reset = True
-        else:
-            self.pins |= pins
+
+    def _last_asked(self, debt: int) -> bool:
+        """Say whether the client has asked nothing behind the statement whose CommandComplete is being read."""
+        if debt == OWE_QUERY:
+            return self.head + 1 == len(self.queue)
+        return self.head + 1 >= len(self.queue) and (self.head == len(self.queue) or self.queue[self.head] == OWE_SYNC)
 
     def _error(self, data: bytes, pos: i64, end: i64) -> None:
         debt = self._first()
@@ -509,6 +522,7 @@ class BackState:
 
     def _note_error(self, data: bytes, pos: i64, end: i64) -> None:
         self.remarks = True
+        self.pins |= ROLLED_BACK
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(sqlstate_of(data, pos + 5, end))
         if b"\0VFATAL\0" in data[pos : min(end, pos + 64)]:
@@ -578,7 +592,11 @@ class BackState:
         if len(parts) != 3 or parts[2]:
             self.fault = "a malformed ParameterStatus"
             return
-        if self.params.get(parts[0]) != parts[1]:
+        old = self.params.get(parts[0])
+        if old != parts[1]:
+            if not self.swallowing:
+                self.before.setdefault(parts[0], b"" if old is None else old)
+                self.pins |= REPORTED
             self.params[parts[0]] = parts[1]
             self.params_changed = True
             self.remarks = True
@@ -587,14 +605,20 @@ class BackState:
 def _pins_of_tag(tag: bytes) -> i64:
     if tag == b"SET":
         return PIN_SET
-    if tag == b"RESET" or tag == b"DISCARD ALL":
+    if tag == b"RESET":
         return TO_RESET
+    if tag == b"ROLLBACK":
+        return ROLLED_BACK
+    if tag == b"DISCARD ALL":
+        return TO_RESET | RESET_ALL | TO_CHECK
     if tag == b"LISTEN":
         return PIN_LISTEN
     if tag == b"PREPARE":
         return PIN_PREPARE
     if tag == b"LOAD":
         return PIN_LOAD
+    if tag == b"UNLISTEN" or tag[:5] == b"DROP " or tag[:7] == b"DISCARD" or tag[:5] == b"CLOSE" or tag[:5] == b"DEALL":
+        return TO_CHECK
     return 0
 
 

@@ -16,7 +16,7 @@ from registry.commands.options import (
     read_secret,
 )
 from registry.commands.output import ask, confirm, explained, note, print_json, print_record, print_table
-from registry.contract import Limits, PoolMode, ResetPolicy, TenantState, VerifierSource
+from registry.contract import Limits, PoolMode, ResetPolicy, SessionStatePolicy, TenantState, VerifierSource
 from registry.domain.limits import LIMIT_NAMES
 from registry.domain.models import KEEP, LoginRecord, Tenant, TenantChange
 from registry.opening import Registry
@@ -43,6 +43,10 @@ PoolModeOption = Annotated[
 ]
 ResetOption = Annotated[
     ResetPolicy | None, typer.Option("--reset", help="When DISCARD ALL runs between clients. (default: auto)")
+]
+SessionStateOption = Annotated[
+    SessionStatePolicy | None,
+    typer.Option("--session-state", help="What becomes of clients with state that cannot follow. (default: pin)"),
 ]
 VerifiersOption = Annotated[
     VerifierSource | None,
@@ -89,6 +93,7 @@ def add(
     role_password_env: RoleEnv = None,
     pool_mode: PoolModeOption = None,
     reset: ResetOption = None,
+    session_state: SessionStateOption = None,
     verifiers: VerifiersOption = None,
     network: NetworkOption = None,
     limit: LimitOption = None,
@@ -110,6 +115,7 @@ def add(
             role_password=given(read_secret("role password", file=role_password_file, variable=role_password_env)),
             pool_mode=given(pool_mode),
             reset=given(reset),
+            session_state=given(session_state),
             verifiers=given(verifiers),
             networks=tuple(network) if network else KEEP,
             limits=read_limits(limit, Limits()) if limit else KEEP,
@@ -173,6 +179,7 @@ def change(
     role_password_env: RoleEnv = None,
     pool_mode: PoolModeOption = None,
     reset: ResetOption = None,
+    session_state: SessionStateOption = None,
     verifiers: VerifiersOption = None,
     network: NetworkOption = None,
     limit: LimitOption = None,
@@ -205,6 +212,7 @@ def change(
                 role_password=given(password, cleared=no_role),
                 pool_mode=given(pool_mode),
                 reset=given(reset),
+                session_state=given(session_state),
                 verifiers=given(verifiers, cleared=no_verifiers),
                 networks=() if no_network else tuple(network) if network else KEEP,
                 limits=limits,
@@ -266,6 +274,7 @@ def _members(tenant: Tenant) -> dict[str, Any]:
         "limits": tenant.limits,
         "pool_mode": tenant.pool_mode,
         "reset": tenant.reset,
+        "session_state": tenant.session_state,
         "verifiers": tenant.verifiers,
         "networks": tenant.networks,
         "generation": tenant.generation,

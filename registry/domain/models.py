@@ -21,6 +21,7 @@ from registry.contract import (
     ResetPolicy,
     Secret,
     ServerHealth,
+    SessionStatePolicy,
     TenantState,
     TlsMode,
     TlsNegotiation,
@@ -93,6 +94,7 @@ class Tenant:
     limits: Limits = field(default_factory=Limits)
     pool_mode: PoolMode = PoolMode.TRANSACTION
     reset: ResetPolicy = ResetPolicy.AUTO
+    session_state: SessionStatePolicy = SessionStatePolicy.PIN
     verifiers: VerifierSource | None = None
     networks: tuple[str, ...] = ()
     generation: int = 1
@@ -158,6 +160,7 @@ class TenantChange:
     limits: Limits | Keep = KEEP
     pool_mode: PoolMode | Keep = KEEP
     reset: ResetPolicy | Keep = KEEP
+    session_state: SessionStatePolicy | Keep = KEEP
     verifiers: VerifierSource | Keep | None = KEEP
     networks: tuple[str, ...] | Keep = KEEP
 

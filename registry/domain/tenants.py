@@ -28,6 +28,7 @@ def change_tenant(before: Tenant, change: TenantChange, *, server_id: int | None
         limits=check_limits(chosen(change.limits, before.limits)),
         pool_mode=chosen(change.pool_mode, before.pool_mode),
         reset=chosen(change.reset, before.reset),
+        session_state=chosen(change.session_state, before.session_state),
         verifiers=chosen(change.verifiers, before.verifiers),
         networks=check_networks(chosen(change.networks, before.networks)),
         has_role_password=before.has_role_password

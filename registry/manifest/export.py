@@ -17,6 +17,7 @@ from registry.contract import (
     ProtocolVersion,
     ReplicationAccess,
     ResetPolicy,
+    SessionStatePolicy,
     TenantState,
     TlsMode,
     TlsNegotiation,
@@ -116,6 +117,7 @@ def _tenant(tenant: Tenant, variables: _Variables) -> TomlTable:
         table.add("role_password_env", variables.name("tenant", tenant.slug, "role_password"))
     _add(table, "pool_mode", tenant.pool_mode.value, PoolMode.TRANSACTION.value)
     _add(table, "reset", tenant.reset.value, ResetPolicy.AUTO.value)
+    _add(table, "session_state", tenant.session_state.value, SessionStatePolicy.PIN.value)
     if tenant.verifiers is not None:
         table.add("verifiers", tenant.verifiers.value)
     _add(table, "networks", list(tenant.networks), [])

@@ -17,6 +17,7 @@ from registry.contract import (
     ProtocolVersion,
     ReplicationAccess,
     ResetPolicy,
+    SessionStatePolicy,
     TlsMode,
     TlsNegotiation,
     TlsVersion,
@@ -185,6 +186,7 @@ def _tenant(table: Table) -> TenantEntry:
         limits=Limits(**values),
         pool_mode=table.choice("pool_mode", PoolMode, PoolMode.TRANSACTION),
         reset=table.choice("reset", ResetPolicy, ResetPolicy.AUTO),
+        session_state=table.choice("session_state", SessionStatePolicy, SessionStatePolicy.PIN),
         verifiers=table.optional_choice("verifiers", VerifierSource),
         networks=table.texts("networks") or (),
     )

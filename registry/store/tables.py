@@ -91,6 +91,7 @@ tenants: Final = sa.Table(
     sa.Column("connect_timeout", sa.Float),
     sa.Column("pool_mode", sa.String(16), nullable=False),
     sa.Column("reset", sa.String(16), nullable=False),
+    sa.Column("session_state", sa.String(16), nullable=False),
     sa.Column("verifiers", sa.String(16)),
     sa.Column("networks", sa.JSON, nullable=False),
     sa.Column("generation", sa.Integer, nullable=False),

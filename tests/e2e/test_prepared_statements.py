@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -37,17 +37,17 @@ def tenant(world: World, any_version: ServerFacts) -> TenantUnderTest:
 
 
 @contextmanager
-def proxied(world: World, tenant: TenantUnderTest, **parameters: str) -> Iterator[RawClient]:
+def proxied(world: World, tenant: TenantUnderTest, options: str = "") -> Iterator[RawClient]:
     with world.proxy.connect() as client:
-        client.login(tenant.user, tenant.password, tenant.slug, **parameters)
+        client.login(tenant.user, tenant.password, tenant.slug, options=options)
         yield client
 
 
 @contextmanager
-def direct(tenant: TenantUnderTest, **parameters: str) -> Iterator[RawClient]:
+def direct(tenant: TenantUnderTest, options: str = "") -> Iterator[RawClient]:
     database = tenant.database
     with RawClient(database.server.port) as client:
-        client.login(database.role, database.password, database.name, **parameters)
+        client.login(database.role, database.password, database.name, options=options)
         yield client
 
 
@@ -415,14 +415,9 @@ def random_batch(chance: random.Random) -> list[bytes]:
     messages: list[bytes] = []
     for _ in range(chance.randrange(1, 5)):
         name, statement = chance.choice(["a", "b", "c", ""]), chance.choice(STATEMENTS)
-        whole: Callable[[], list[bytes]] = lambda name=name, statement=statement: [  # noqa: E731
-            parse(statement, name),
-            bind(VALUES.get(statement, []), statement=name),
-            execute(),
-        ]
         messages += chance.choice(
             [
-                whole(),
+                [parse(statement, name), bind(VALUES.get(statement, []), statement=name), execute()],
                 [parse(statement, name)],
                 [bind(chance.choice([[], ["1"]]), statement=name or "a"), execute()],
                 [describe(name or "b", kind="S")],

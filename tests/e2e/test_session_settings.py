@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import asyncpg
 import psycopg
 import pytest
 from harness.disasters import leftovers, login
-from harness.rawclient import RawClient, ServerSaid, bind, close, describe, execute, parse, query, sync
+from harness.rawclient import RawClient, ServerSaid, bind, execute, parse, query, sync
 from harness.registries import TenantUnderTest
-from harness.waiting import wait_until
 from harness.world import World
 
 from proxy.demo.facts import ServerFacts
@@ -197,42 +195,6 @@ def test_session_state_stays_with_its_client_and_is_gone_for_the_next(
             assert first.rows(check) != [(clean,)]
     with login(world.proxy, alone) as second:
         assert second.rows(check) == [(clean,)]
-
-
-def test_named_statements_belong_to_their_clients(world: World, any_pg: ServerFacts) -> None:
-    tenant = world.tenant(any_pg, seed=MINE, limits=Limits(pool_size=3))
-    with ExitStack() as stack:
-        clients = [stack.enter_context(login(world.proxy, tenant)) for _ in range(3)]
-        for number, client in enumerate(clients):
-            client.send(parse(f"select {number}", "same name"), sync())
-            assert [message.kind for message in client.read_until("Z")] == ["1", "Z"]
-        for _ in range(3):
-            for number, client in enumerate(clients):
-                client.send(bind(statement="same name"), execute(), sync())
-                assert [m.row for m in client.read_until("Z") if m.kind == "D"] == [(str(number),)]
-        assert world.proxy.metric("pgtenant_pinned_clients", tenant=tenant.slug) == 3
-        # Closing its statement sets a client's backend free for others.
-        clients[0].send(close("same name"), sync())
-        clients[0].read_until("Z")
-        wait_until(lambda: world.proxy.metric("pgtenant_pinned_clients", tenant=tenant.slug) == 2, what="one unpinned")
-        fourth = stack.enter_context(login(world.proxy, tenant))
-        fourth.send(bind(statement="same name"), execute(), sync())
-        (error, _) = fourth.read_until("Z")
-        assert error.fields["C"] == "26000"
-    world.wait_for_rest(tenant)
-    assert leftovers(world.proxy, tenant, 3) == set()
-
-
-def test_an_unnamed_statement_of_another_client_is_never_run(world: World, alone: TenantUnderTest) -> None:
-    with login(world.proxy, alone) as one, login(world.proxy, alone) as two:
-        one.send(parse("select 'of one'"), bind(), execute(), sync())
-        one.read_until("Z")
-        two.send(parse("select 'of two'"), bind(), execute(), sync())
-        two.read_until("Z")
-        one.send(bind(), describe(), execute(), sync())
-        messages = one.read_until("E")
-        assert messages[-1].fields["C"] == "26000"
-        assert not [message for message in messages if message.kind == "D"]
 
 
 def test_notifications_reach_who_listens(world: World, any_pg: ServerFacts) -> None:

@@ -9,7 +9,6 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import trustme
@@ -20,7 +19,7 @@ from harness.relaymodel import NOTICE, copy_data, copy_done, frames, kinds
 
 from proxy.errors import QUERY_CANCELED, Failure
 from proxy.net.client_link import ClientLink
-from proxy.net.stream import HIGH_WATER, READ_LARGE
+from proxy.net.stream import HIGH_WATER, READ_LARGE, Stream
 from proxy.pool.ledger import ACTIVE, CLOSING, FLAG_DIRTY, IDLE, BackendEntry, PoolLedger
 from proxy.session.parameters import ParameterSet, parameter_pairs
 
@@ -350,25 +349,25 @@ def test_backend_is_brought_in_line_before_the_first_message(world: LinkWorld, p
 # Faults.
 
 
-class FaultySocket:
-    """A socket of which one method fails in a way that no socket should."""
+class FaultyIO:
+    """Stands before a link's own reading and writing, and raises where told."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, link: Stream) -> None:
         self.faulty: set[str] = set()
+        self._receive, self._send = link.receive, link.send
+        link.receive, link.send = self.receive, self.send
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-    def recv(self, size: int) -> bytes:
+    def receive(self, size: int) -> bytes | None:
         if "recv" in self.faulty:
             raise RuntimeError("recv failed oddly")
-        return self._sock.recv(size)
+        data: bytes | None = self._receive(size)
+        return data
 
     def send(self, data: bytes) -> int:
         if "send" in self.faulty:
             raise RuntimeError("send failed oddly")
-        return self._sock.send(data)
+        sent: int = self._send(data)
+        return sent
 
 
 @pytest.mark.parametrize("side", ["client", "backend"])
@@ -380,12 +379,12 @@ def test_exception_in_any_callback_costs_one_session_and_its_backend(
     far, near = tcp_pair()
     server_far, server_near = tcp_pair()
     world.sockets += [far, near, server_far, server_near]
-    sockets = {"client": FaultySocket(near), "backend": FaultySocket(server_near)}
-    client = ClientLink(world.hub, world.selector, sockets["client"], 99, pool, world.plain)
+    client = ClientLink(world.hub, world.selector, near, 99, pool, world.plain)
     world.selector.add(client, client.reading())
     far.sendall(query("begin"))
     world.until(lambda: world.opening)
-    backend = world.open_backend(world.opening[0], sockets["backend"])
+    backend = world.open_backend(world.opening[0], server_near)
+    faults = {"client": FaultyIO(client), "backend": FaultyIO(backend)}
     entry = backend.entry
     server_far.sendall(command_complete("BEGIN") + ready("T"))
     while world.turn():
@@ -402,11 +401,11 @@ def test_exception_in_any_callback_costs_one_session_and_its_backend(
         # More than the socket takes, so that EPOLLOUT is waited for, and then the far end reads.
         victim.write(b"x" * (8 << 20))
         assert victim.unsent is not None
-        sockets[side].faulty = {"send"}
+        faults[side].faulty = {"send"}
         end = far if side == "client" else server_far
         world.until(lambda: world.hub.internal_errors or len(end.recv(1 << 20)) < 0, "the fault")
     else:
-        sockets[side].faulty = {way}
+        faults[side].faulty = {way}
         # "send" is met by what comes from the other side, "recv" by what comes from this one.
         from_client = (side == "client") == (way == "recv")
         if from_client:
@@ -435,13 +434,13 @@ def test_idle_backend_that_raises_is_closed(world: LinkWorld, pool: PoolLedger) 
     world.until(lambda: world.opening)
     far, near = tcp_pair()
     world.sockets += [far, near]
-    sock = FaultySocket(near)
-    backend = world.open_backend(world.opening[0], sock)
+    backend = world.open_backend(world.opening[0], near)
+    faults = FaultyIO(backend)
     far.sendall(row_description("x") + command_complete("SELECT 0") + ready())
     while world.turn():
         pass
     assert pool.idle == [backend.entry]
-    sock.faulty = {"recv"}
+    faults.faulty = {"recv"}
     far.sendall(NOTICE)
     world.until(lambda: world.hub.internal_errors)
     assert not pool.idle

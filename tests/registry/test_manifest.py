@@ -49,6 +49,7 @@ server = "eu1"
 database = "acme_data"
 pool_mode = "session"
 reset = "always"
+session_state = "reject"
 limits = { pool_size = 4, queue_wait_timeout = 2.5 }
 
 [[tenant]]
@@ -148,7 +149,8 @@ async def test_a_manifest_says_how_users_prove_who_they_are(registry: Registry, 
     assert route.networks == (ip_network("10.1.2.3/32"), ip_network("2001:db8::/32"))
     login = (await registry.reader.login("batch", route.tenant_id)).value
     assert login is not None
-    assert (login.methods, login.certificate) == ({AuthMethod.CERT}, "dn:CN=batch,O=Acme")
+    assert login.methods == {AuthMethod.CERT}
+    assert login.certificate == "dn:CN=batch,O=Acme"
     exported = await export_manifest(registry.service)
     assert "asker secret" not in exported
     for text in (PROOFS, exported):

@@ -61,8 +61,8 @@ async def test_a_tenant_without_a_role_uses_the_servers(registry: Registry, acme
 
 
 async def test_nodes_learn_the_admins_password_only_where_the_admin_is_to_ask(registry: Registry, acme: int) -> None:
-    admin = {"admin_user": "postgres", "admin_password": Secret("of the admin")}
-    await registry.service.set_server("eu1", ServerChange(**admin))
+    admin = ServerChange(admin_user="postgres", admin_password=Secret("of the admin"))
+    await registry.service.set_server("eu1", admin)
     server = (await route_of(registry, "acme")).server
     assert server is not None
     assert server.auth is None

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from proxy.session.desk import STATEMENT_MOST
 from proxy.session.parameters import ParameterSet
-from proxy.session.replies import PIN_STATEMENT, BackState
+from proxy.session.pins import PIN_STATEMENT
+from proxy.session.replies import BackState
 from proxy.session.statements import (
     ALL_STATEMENTS,
     CLIENT_STATEMENTS,

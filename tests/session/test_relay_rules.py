@@ -16,9 +16,9 @@ from harness.rawclient import bind, close, describe, execute, flush, frame, pars
 from harness.relaymodel import NOTICE, NOTIFICATION, RelayPair, copy_data, copy_done, copy_fail, function_call
 
 from proxy.session.desk import UNNAMED_MOST
-from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE, MAX_NAMED, FrontState
-from proxy.session.replies import (
-    MAX_ERRORS,
+from proxy.session.pins import (
+    CALLED,
+    KEPT,
     PIN_ADVISORY,
     PIN_DOUBT,
     PIN_HOLD,
@@ -30,8 +30,14 @@ from proxy.session.replies import (
     PIN_TEMPORARY,
     PIN_UNNAMED,
     PINS_DIRTY,
-    BackState,
+    RESET_ALL,
+    ROLLED_BACK,
+    TO_CHECK,
+    TO_RESET,
+    pin_names,
 )
+from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE, MAX_NAMED, FrontState
+from proxy.session.replies import MAX_ERRORS, BackState
 
 PARSED, BOUND, CLOSED, NO_DATA, SUSPENDED, EMPTY = (frame(kind) for kind in "123nsI")
 DONE = command_complete("INSERT 0 1")
@@ -279,14 +285,13 @@ def test_query_within_a_batch_keeps_the_backend_which_is_reset_afterwards(messag
     pair.server(PARSED, BOUND, DONE, DONE if message.startswith(b"Q") else frame("V", b"\xff" * 4), ready("T"), ready())
     assert pair.releasable()
     assert pair.pins() == PIN_DOUBT
-    assert pair.back.to_reset
+    assert pair.back.pins & PINS_DIRTY
 
 
 def test_query_behind_a_sync_pins_nothing() -> None:
     pair = RelayPair()
     pair.client(BATCH + query("insert") + function_call(1) + BATCH)
     assert pair.pins() == 0
-    assert not pair.back.to_reset
 
 
 def test_queue_of_a_backend_in_doubt_does_not_grow() -> None:
@@ -479,7 +484,6 @@ def test_own_statement_never_reaches_the_client_however_its_replies_are_cut(size
         ("DELETE 1", 0),
         ("SET CONSTRAINTS", 0),
         ("PREPARE TRANSACTION", 0),
-        ("UNLISTEN", 0),
         ("DO", 0),
     ],
 )
@@ -491,42 +495,74 @@ def test_tag_of_what_stays_in_the_session_pins(tag: str, pin: int) -> None:
     assert bool(pin & PINS_DIRTY) == bool(pin)
 
 
-@pytest.mark.parametrize("tag", ["RESET", "DISCARD ALL"])
-def test_tag_of_what_takes_settings_away_asks_for_a_reset_and_does_not_pin(tag: str) -> None:
+@pytest.mark.parametrize(
+    ("tag", "marks"),
+    [
+        ("RESET", TO_RESET),
+        ("DISCARD ALL", TO_RESET | RESET_ALL | TO_CHECK),
+        ("ROLLBACK", ROLLED_BACK),
+        ("UNLISTEN", TO_CHECK),
+        ("DROP TABLE", TO_CHECK),
+        ("CLOSE CURSOR ALL", TO_CHECK),
+        ("DEALLOCATE", TO_CHECK),
+        ("DISCARD TEMP", TO_CHECK),
+        ("UPDATE 1", 0),
+        ("COMMIT", 0),
+        ("CREATE TABLE", 0),
+        ("RELEASE", 0),
+        ("REFRESH MATERIALIZED VIEW", 0),
+    ],
+)
+def test_tag_of_what_takes_something_away_is_a_mark_and_pins_nobody(tag: str, marks: int) -> None:
     pair = RelayPair()
     pair.client(query("x"))
     pair.server(command_complete(tag), ready())
-    assert pair.back.pins == 0
-    assert pair.back.to_reset
+    assert pair.back.pins == marks
+    assert pin_names(marks) == ()
 
 
-@pytest.mark.parametrize(
-    ("text", "pin"),
-    [
-        ("SELECT pg_advisory_unlock_all()", 0),
-        ("CREATE TEMP TABLE t ()", PIN_TEMPORARY),
-        ("create\n\ttemporary view v as select 1", PIN_TEMPORARY),
-        ("create table pg_temp.t ()", PIN_TEMPORARY),
-        ("select 1 into TEMP x", PIN_TEMPORARY),
-        ("select * from attempts, templates", 0),
-        ("select pg_catalog.set_config('a.b', 'c', false)", PIN_SET_CONFIG),
-        ("SELECT SET_CONFIG('a.b', 'c', false)", PIN_SET_CONFIG),
-        ("select pg_advisory_lock(1)", PIN_ADVISORY),
-        ("select pg_try_advisory_lock_shared(1)", PIN_ADVISORY),
-        ("select pg_advisory_xact_lock(1)", 0),
-        ("select pg_try_advisory_xact_lock_shared(1)", 0),
-        ("declare c cursor with hold for select 1", PIN_HOLD),
-        ("declare c cursor with\nHOLD for select 1", PIN_HOLD),
-        ("select holder, threshold, household from t", 0),
-        ("select 1", 0),
-    ],
-)
+WORDS = [
+    ("SELECT pg_advisory_unlock_all()", TO_CHECK),
+    ("CREATE TEMP TABLE t ()", PIN_TEMPORARY),
+    ("create\n\ttemporary view v as select 1", PIN_TEMPORARY),
+    ("create table pg_temp.t ()", PIN_TEMPORARY),
+    ("select 1 into TEMP x", PIN_TEMPORARY),
+    ("select * from attempts, templates", 0),
+    ("select pg_catalog.set_config('a.b', 'c', false)", CALLED),
+    ("SELECT SET_CONFIG('a.b', $1, false)", CALLED),
+    ("select set_config(name, 'c', false) from t", PIN_SET_CONFIG),
+    ("select set_config($1, 'c', false)", PIN_SET_CONFIG),
+    ("select set_config('a.b', 'c', true), set_config(name, 'c', true)", PIN_SET_CONFIG),
+    ("select set_config('a.b', f(), true)", CALLED),
+    ("select pg_advisory_lock(1)", PIN_ADVISORY),
+    ("select pg_try_advisory_lock_shared(1)", PIN_ADVISORY),
+    ("select pg_advisory_xact_lock(1)", 0),
+    ("select pg_try_advisory_xact_lock_shared(1)", 0),
+    ("declare c cursor with hold for select 1", PIN_HOLD),
+    ("declare c cursor with\nHOLD for select 1", PIN_HOLD),
+    ("select holder, threshold, household from t", 0),
+    ("select 1", 0),
+]
+
+
+@pytest.mark.parametrize(("text", "pins"), WORDS)
 @pytest.mark.parametrize("padding", [0, 600])
-def test_words_of_session_state_pin(text: str, pin: int, padding: int) -> None:
-    for message in (query(" " * padding + text), parse(text + " " * padding)):
-        pair = RelayPair()
-        pair.client(message)
-        assert pair.front.pins & ~PIN_UNNAMED == pin
+def test_words_of_session_state_pin(text: str, pins: int, padding: int) -> None:
+    pair = RelayPair()
+    pair.client(query(" " * padding + text))
+    assert pair.front.pins & ~KEPT == pins
+
+
+@pytest.mark.parametrize(("text", "pins"), WORDS)
+@pytest.mark.parametrize("name", ["", "n"], ids=["unnamed", "named"])
+def test_words_of_session_state_pin_whenever_their_statement_is_bound(text: str, pins: int, name: str) -> None:
+    pair = RelayPair()
+    pair.client(parse(text, name))
+    assert pair.front.pins & ~PIN_STATEMENT == 0
+    for _ in range(2):
+        pair.client(bind(statement=name), execute(), sync())
+        assert pair.front.pins & ~(PIN_STATEMENT | KEPT) == pins
+        pair.front.pins = 0
 
 
 @pytest.mark.parametrize("word", ["temporary", "set_config", "pg_advisory_lock", "hold"])
@@ -540,8 +576,10 @@ def test_word_cut_in_two_within_a_large_statement_still_pins(word: str, make: ob
         pair.client(message[:8500])
         pair.client(message[8500:cut])
         pair.client(message[cut:])
-        assert pair.front.pins & ~PIN_UNNAMED, f"cut at {cut - middle}"
-        assert bytes(pair.to_server) == message
+        if make is parse:
+            pair.client(bind())
+        assert pair.front.pins & ~(PIN_UNNAMED | KEPT), f"cut at {cut - middle}"
+        assert bytes(pair.to_server).startswith(message)
 
 
 def test_words_in_copied_data_do_not_pin() -> None:

@@ -114,6 +114,7 @@ def _make_tenants() -> None:
         sa.Column("connect_timeout", sa.Float(), nullable=True),
         sa.Column("pool_mode", sa.String(16), nullable=False),
         sa.Column("reset", sa.String(16), nullable=False),
+        sa.Column("session_state", sa.String(16), nullable=False),
         sa.Column("verifiers", sa.String(16), nullable=True),
         sa.Column("networks", sa.JSON(), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),

@@ -1,0 +1,314 @@
+"""What has to be settled before a client's backend may be given to anybody else: its settings, and its pins.
+
+All of it happens between two transactions, outside the common path: `BackendLink.try_release` comes here only when a
+client or its backend has a pin or a mark.  A question to the server is a statement of the proxy's own; what the client
+sends meanwhile is held back, as while its settings are applied.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from mypy_extensions import i64
+
+from proxy.net.link_host import FAREWELL_TIME, TOLD_STATE_LEFT
+from proxy.pool.ledger import FLAG_DIRTY
+from proxy.session.parameters import ParameterSet
+from proxy.session.pins import (
+    ASKABLE,
+    CALLED,
+    CHANGES,
+    KEPT,
+    LEFT_BY_CLIENT,
+    MARKS,
+    PIN_DOUBT,
+    PIN_LOAD,
+    PIN_PREPARE,
+    PIN_ROLE,
+    PIN_SESSION,
+    PIN_SET,
+    PIN_SET_CONFIG,
+    PIN_STATEMENT,
+    PIN_UNNAMED,
+    POLICY_ALLOW,
+    POLICY_REJECT,
+    RESET_ALL,
+    ROLLED_BACK,
+    TO_CHECK,
+    TO_RESET,
+    UNSETTLED,
+    pin_names,
+)
+from proxy.session.replies import BackState
+from proxy.session.set_statements import TOUCH_SET, TouchedSettings, is_safe_text
+from proxy.session.tracked import (
+    Inquiry,
+    first_row,
+    followed,
+    inquire,
+    inquire_restoring,
+    restored_names,
+    spread_reset,
+    told_in_passing,
+)
+
+if TYPE_CHECKING:
+    from proxy.net.backend_link import BackendLink
+    from proxy.net.client_link import ClientLink
+
+_STAYS: Final = PIN_SET | PIN_SET_CONFIG | PIN_LOAD | PIN_STATEMENT | PIN_UNNAMED | PIN_DOUBT | PIN_SESSION
+"""The pins that no answer of the server takes away."""
+_FIXED: Final = (b"session_authorization", b"is_superuser")
+"""Reported parameters that change with the role."""
+_NEVER_SET: Final = (b"in_hot_standby", b"server_version", b"server_encoding", b"integer_datetimes")
+"""Reported parameters that no session sets."""
+
+
+def keeps(backend: BackendLink, client: ClientLink) -> bool:
+    """Say whether a client that has pins or marks keeps its backend, if only until the server has answered a question.
+
+    The transaction is over and everything is answered.
+    """
+    state, front = backend.state, client.front
+    _digest(backend, client)
+    sticky = front.texts.sticky & ~MARKS
+    if client.pool.state_policy == POLICY_ALLOW and not front.pins & PIN_SESSION:
+        front.pins &= ~LEFT_BY_CLIENT
+        state.pins &= ~LEFT_BY_CLIENT
+        sticky &= ~LEFT_BY_CLIENT
+    pins = front.pins | state.pins
+    touched = front.touched
+    if touched is None and not pins & (PIN_SET | PIN_SET_CONFIG):
+        # What was set within the transaction is over.
+        _become(client, client.parameters)
+    check = pins & TO_CHECK != 0
+    front.pins &= ~TO_CHECK
+    state.pins &= ~(TO_CHECK | ROLLED_BACK)
+    asked = pins & ASKABLE if check else pins & ASKABLE & ~front.proven
+    if asked & PIN_PREPARE:
+        # What an EXECUTE leaves behind has shown itself in no text.
+        asked |= ASKABLE
+    if touched is not None:
+        spread_reset(touched, client.startup, client.parameters)
+    if pins & (_STAYS | sticky) or (pins & ASKABLE and not asked):
+        if touched is not None and restored_names(touched, client.startup):
+            _ask(backend, inquire_restoring(touched, client.startup, client.parameters))
+        elif pins & PIN_SESSION:
+            front.touched = None
+            front.pins &= ~UNSETTLED
+        return True
+    if touched is None and not asked:
+        return False
+    if touched is None:
+        touched = TouchedSettings()
+        front.touched = touched
+    reported = _reported(state)
+    inquiry = inquire(touched, asked, client.startup, client.parameters, reported, backend.entry.pool.role)
+    if inquiry.statement:
+        _ask(backend, inquiry)
+        return True
+    _settle(backend, client, inquiry, {name: reported[name] for name in touched.names})
+    return (front.pins | state.pins) & ~MARKS != 0
+
+
+def stays(backend: BackendLink, client: ClientLink) -> None:
+    """Note why a client keeps its backend, or end its session for that where the tenant's policy says so."""
+    pins = (client.front.pins | backend.state.pins) & ~MARKS
+    if pins != client.counted_pins:
+        client.host.pins_changed(client, pins)
+    if pins & LEFT_BY_CLIENT and client.pool.state_policy == POLICY_REJECT:
+        client.finish(
+            client.host.farewell(client, TOLD_STATE_LEFT, ", ".join(pin_names(pins & LEFT_BY_CLIENT))),
+            "it left state in its session",
+            client.selector.now + FAREWELL_TIME,
+        )
+
+
+def restore(backend: BackendLink, client: ClientLink) -> None:
+    """Give a client inside a transaction those of its startup parameters back that it has reset there."""
+    state, front = backend.state, client.front
+    if state.open_batch or state.copy_in or state.doubt or state.skipping or state.left or front.left:
+        return
+    _digest(backend, client)
+    touched = front.touched
+    if touched is None:
+        return
+    spread_reset(touched, client.startup, client.parameters)
+    if restored_names(touched, client.startup):
+        inquiry = inquire_restoring(touched, client.startup, client.parameters)
+        inquiry.within_transaction = True
+        _ask(backend, inquiry)
+
+
+def discarded(backend: BackendLink, client: ClientLink) -> None:
+    """Forget all that a client had in its session: DISCARD ALL has succeeded, with nothing asked behind it."""
+    state, front = backend.state, client.front
+    state.discarded = False
+    state.pins = 0
+    front.pins &= PIN_SESSION
+    front.texts.forget()
+    front.proven = 0
+    state.before.clear()
+    backend.applied = backend.plain
+    _become(client, backend.plain)
+    front.touched = TouchedSettings()
+    front.touched.reset_all()
+    front.pins |= UNSETTLED
+
+
+def answered(backend: BackendLink, client: ClientLink) -> None:
+    """Take up the server's answer to a question."""
+    inquiry = backend.inquiry
+    assert inquiry is not None
+    backend.inquiry = None
+    state, front = backend.state, client.front
+    failed = len(state.swallowed_error) != 0
+    state.swallowed_error = b""
+    passing = told_in_passing(inquiry.answer)
+    if passing:
+        client.write(passing)
+    row = None if failed else first_row(inquiry.answer)
+    touched = front.touched
+    if inquiry.only_restores:
+        if row is None and not inquiry.within_transaction:
+            front.pins |= PIN_SET
+        if touched is not None:
+            for name in inquiry.restored:
+                touched.names[name] = TOUCH_SET
+        return
+    if row is None or len(row) != len(inquiry.names) + len(inquiry.facts):
+        # It stays as it is, and pinned.
+        front.pins |= PIN_SET if front.pins & UNSETTLED else 0
+        front.pins &= ~UNSETTLED
+        front.proven |= sum(inquiry.facts)
+        front.touched = None
+        return
+    values = dict(zip(inquiry.names, row, strict=False))
+    reported = _reported(state)
+    if touched is not None:
+        for name in touched.names:
+            if name not in values:
+                values[name] = reported.get(name)
+    for at, pin in enumerate(inquiry.facts):
+        if row[len(inquiry.names) + at] == b"t":
+            front.pins |= pin
+            front.proven |= pin
+        else:
+            front.pins &= ~pin
+            front.proven &= ~pin
+            state.pins &= ~pin
+    _settle(backend, client, inquiry, values)
+
+
+def _ask(backend: BackendLink, inquiry: Inquiry) -> None:
+    backend.inquiry = inquiry
+    backend.run_own(inquiry.statement)
+
+
+def _settle(backend: BackendLink, client: ClientLink, inquiry: Inquiry, values: dict[bytes, bytes | None]) -> None:
+    """Let the client's settings be what the server says they are."""
+    front = client.front
+    touched = front.touched
+    front.touched = None
+    front.pins &= ~UNSETTLED
+    if touched is None or not touched.names:
+        return
+    encoding = backend.state.params.get(b"client_encoding", b"")
+    try:
+        for value in values.values():
+            if value is not None and not value.isascii() and encoding != b"UTF8":
+                raise ValueError("a value in an encoding that is not the proxy's")
+        pairs = followed(touched, inquiry, values, client.startup, client.parameters)
+        parameters = backend.host.intern(pairs)
+    except ValueError:
+        front.pins |= PIN_SET
+        return
+    _become(client, parameters)
+    backend.applied = parameters
+
+
+def _become(client: ClientLink, parameters: ParameterSet) -> None:
+    client.parameters = parameters
+    client.front.desk.meaning = parameters.meaning
+
+
+def _digest(backend: BackendLink, client: ClientLink) -> None:
+    """Read what the texts and the server's reports say of settings that have changed."""
+    state, front = backend.state, client.front
+    changes: i64 = (state.pins | (front.pins & CALLED)) & CHANGES
+    if changes == 0:
+        front.texts.kept.clear()
+        front.pins &= ~KEPT
+        return
+    touched = front.touched
+    if touched is None:
+        touched = TouchedSettings()
+    if state.pins & ROLLED_BACK:
+        touched.doubtful = True
+    _read_notes(state, client, touched)
+    if state.pins & RESET_ALL:
+        touched.reset_all()
+    if touched.everything and not touched.doubtful and not state.pins & PIN_SET:
+        front.pins &= ~PIN_SET
+    if not _take_reports(state, client, touched):
+        backend.entry.flags |= FLAG_DIRTY
+    front.texts.kept.clear()
+    front.pins &= ~(KEPT | CALLED)
+    state.pins &= ~(CHANGES | RESET_ALL)
+    if touched.role:
+        front.pins |= PIN_ROLE
+        front.proven &= ~PIN_ROLE
+        touched.role = False
+    if touched.unreadable:
+        front.pins |= PIN_SET
+        touched.unreadable = False
+    if touched.names or touched.everything:
+        front.touched = touched
+        front.pins |= UNSETTLED
+
+
+def _read_notes(state: BackState, client: ClientLink, touched: TouchedSettings) -> None:
+    """Read the texts kept; a tag without any text that could have caused it comes from one that cannot be read."""
+    encoding = state.params.get(b"client_encoding", b"")
+    name = b"standard_conforming_strings"
+    standard = (
+        state.params.get(name) == b"on"
+        and name not in state.before
+        and name not in touched.names
+        and name not in client.parameters.values
+    )
+    before = touched.statements
+    for text in client.front.texts.kept:
+        if is_safe_text(text, encoding):
+            touched.read(text, standard_strings=standard)
+        else:
+            touched.unreadable = True
+    unexplained = state.pins & PIN_SET or (state.pins & TO_RESET and not state.pins & RESET_ALL)
+    if touched.statements == before and unexplained:
+        touched.unreadable = True
+
+
+def _take_reports(state: BackState, client: ClientLink, touched: TouchedSettings) -> bool:
+    """Note the parameters that the server reports with another value than before, whatever has changed them.
+
+    The answer is False when one has changed that RESET ALL cannot have changed, before it or after it.
+    """
+    explained = True
+    for name, before in state.before.items():
+        key = name.lower()
+        if state.params.get(name) == before or key in _NEVER_SET or key in touched.names:
+            continue
+        if key in _FIXED:
+            touched.role = True
+        elif not touched.everything:
+            touched.add(key, TOUCH_SET)
+        elif key not in client.parameters.values and key not in client.startup.values:
+            explained = False
+    state.before.clear()
+    return explained
+
+
+def _reported(state: BackState) -> dict[bytes, bytes]:
+    return {name.lower(): value for name, value in state.params.items()}

@@ -1,0 +1,262 @@
+"""Reads which settings a SET or RESET touches: the names and never the values, which the server itself is asked for.
+
+The grammar is that of the PostgreSQL documentation, "SET", "RESET", "SET ROLE", "SET SESSION AUTHORIZATION" and "SET
+TRANSACTION"; the lexical rules those of "Lexical Structure".  Whatever is not understood makes the text unreadable,
+and its client is pinned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from proxy.session.markers import calls_are_readable, names_in_calls
+from proxy.session.parameters import changes_meaning
+
+UNREADABLE: Final = b"\0"
+"""Stands for a text that was not kept."""
+MAX_TOUCHED: Final = 64
+"""Most settings that one client may touch until the server is asked for their values."""
+MAX_SETTING_NAME: Final = 128
+MAX_SHIFT: Final = 512
+MAX_TOKENS: Final = 10
+"""Tokens kept of each statement: enough for the name, and for DEFAULT behind it."""
+
+# What was done to a setting.
+TOUCH_SET: Final = 1
+TOUCH_RESET: Final = 2
+LAST_RESET: Final = 4
+"""What was done last took the setting away."""
+
+_TOKEN: Final = re.compile(
+    rb"""
+    (?P<space>[ \t\n\r\f\v]+|--[^\n\r]*)
+    |(?P<comment>/\*)
+    |(?P<escape>[eE]'[^'\\]*(?:(?:\\.|'')[^'\\]*)*')
+    |(?P<string>'[^']*(?:''[^']*)*')
+    |(?P<quoted>"[^"]*(?:""[^"]*)*")
+    |(?P<dollar>\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$)
+    |(?P<word>[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*)
+    |(?P<end>;)
+    |(?P<other>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_PART: Final = re.compile(rb"/\*|\*/")
+_FOR_TRANSACTION: Final = re.compile(rb"\s*set\s+(?:local|transaction)\s+[a-z\"]", re.IGNORECASE)
+_FIRST_SET: Final = re.compile(rb"\s*(?:re)?set\b", re.IGNORECASE)
+_ONE_SET: Final = re.compile(rb"\s*(?:set\s+(?:local\s+|session\s+)?|reset\s+)([a-z_][a-z0-9_.]*)", re.IGNORECASE)
+_SAFE_ENCODINGS: Final = (b"UTF", b"LATIN", b"WIN", b"ISO", b"KOI8", b"EUC", b"SQL_ASCII", b"MULE")
+"""Beginnings of the client encodings in which a backslash or quote is never the second byte of a character."""
+_OF_TRANSACTION: Final = frozenset((b"transaction_isolation", b"transaction_read_only", b"transaction_deferrable"))
+_CHARACTERISTICS: Final = (
+    b"default_transaction_isolation",
+    b"default_transaction_read_only",
+    b"default_transaction_deferrable",
+)
+_ROLES: Final = frozenset((b"role", b"session_authorization"))
+_SPELLED: Final = {
+    (b"time", b"zone"): b"timezone",
+    (b"xml", b"option"): b"xmloption",
+}
+_VALUE_FOLLOWS: Final = {b"names": b"client_encoding", b"schema": b"search_path", b"role": b"role"}
+_OPERATORS: Final = (b"=", b"to", b"from")
+
+
+class UnreadableText(Exception):
+    """A text whose effect on the settings cannot be told."""
+
+
+def is_for_transaction_only(text: bytes) -> bool:
+    """Say whether the text is one SET LOCAL or SET TRANSACTION, spelled as drivers do."""
+    return b";" not in text.rstrip(b"; \n") and _FOR_TRANSACTION.match(text) is not None
+
+
+def is_safe_text(text: bytes, client_encoding: bytes) -> bool:
+    """Say whether the quotes of a text can be found byte by byte in this encoding."""
+    return text.isascii() or client_encoding.upper().startswith(_SAFE_ENCODINGS)
+
+
+def shift_of(text: bytes) -> bytes:
+    """Return what a text that may set something does to the meaning of statements that are parsed after it.
+
+    It is empty for settings under which they mean the same (or which PostgreSQL looks at whenever a plan is used, as it
+    does with `search_path`), the text itself where that says it all, else `UNREADABLE`.
+    """
+    found = _ONE_SET.match(text)
+    if found is not None and b";" not in text.rstrip(b"; \n") and _is_harmless(found[1].lower()):
+        return b""
+    if b"set_config" in text.lower():
+        names = names_in_calls(text)
+        only_calls = calls_are_readable(text) and b";" not in text and _FIRST_SET.match(text) is None
+        return b"" if only_calls and all(_is_harmless(name.lower()) for name in names) else UNREADABLE
+    return text if len(text) <= MAX_SHIFT else UNREADABLE
+
+
+def _is_harmless(name: bytes) -> bool:
+    return name in (b"search_path", b"role") or not changes_meaning(name)
+
+
+class TouchedSettings:
+    """What a client has done to its settings since their values were last known.
+
+    `names` has the lower-case names and what was done (bits); `doubtful` says that some of it may not have lasted.
+    """
+
+    __slots__ = ("doubtful", "everything", "names", "role", "statements", "unreadable")
+
+    def __init__(self) -> None:
+        self.names: dict[bytes, int] = {}
+        self.everything = False
+        self.unreadable = False
+        self.role = False
+        self.doubtful = False
+        self.statements = 0
+
+    def add(self, name: bytes, done: int) -> None:
+        """Note one setting."""
+        key = name.lower()
+        if key in _ROLES:
+            self.role = True
+        elif key in _OF_TRANSACTION:
+            pass
+        elif key == b"seed" or len(key) > MAX_SETTING_NAME or len(self.names) >= MAX_TOUCHED:
+            # What was sown cannot be asked for.
+            self.unreadable = True
+        else:
+            self.names[key] = (self.names.get(key, 0) & ~LAST_RESET) | done
+
+    def reset_all(self) -> None:
+        """Note that all settings were taken away."""
+        self.everything = True
+        for name in self.names:
+            self.names[name] |= TOUCH_RESET | LAST_RESET
+
+    def read(self, text: bytes, *, standard_strings: bool) -> None:
+        """Read the statements of a text that was executed, at least in part.
+
+        `standard_strings` says that a backslash in an ordinary string is surely nothing special.
+        """
+        if text == UNREADABLE:
+            self.unreadable = True
+            self.statements += 1
+            return
+        if not text:
+            self.statements += 1
+            return
+        for name in names_in_calls(text):
+            self.add(name, TOUCH_SET)
+        try:
+            for tokens in _statements(text, standard_strings=standard_strings):
+                if tokens and tokens[0] in (b"set", b"reset"):
+                    self.statements += 1
+                    self._take(tokens)
+        except UnreadableText:
+            self.unreadable = True
+            self.statements += 1
+
+    def _take(self, tokens: list[bytes]) -> None:
+        if tokens[0] == b"reset":
+            if tokens[1:] == [b"all"]:
+                self.reset_all()
+            elif tokens[1:] == [b"session", b"authorization"]:
+                self.role = True
+            elif tokens[1:2] != [b"transaction"]:
+                self.add(_name(tokens, 1)[0], TOUCH_RESET | LAST_RESET)
+            return
+        at = 1
+        if tokens[1:2] == [b"local"] and tokens[2:3] != [b"."]:
+            return
+        if tokens[1:2] == [b"session"] and tokens[2:3] != [b"."]:
+            at = 2
+        head = tokens[at : at + 1]
+        if head in ([b"transaction"], [b"constraints"]) and tokens[at + 1 : at + 2] != [b"."]:
+            return
+        if tokens[at : at + 2] == [b"characteristics", b"as"]:
+            for name in _CHARACTERISTICS:
+                self.add(name, TOUCH_SET)
+            return
+        if head == [b"authorization"] or tokens[1:3] == [b"session", b"authorization"]:
+            self.role = True
+            return
+        self._assigned(tokens, at)
+
+    def _assigned(self, tokens: list[bytes], at: int) -> None:
+        first, second = b"".join(tokens[at : at + 1]), b"".join(tokens[at + 1 : at + 2])
+        if (first, second) in _SPELLED:
+            name, value = _SPELLED[first, second], tokens[at + 2 :]
+        elif first in _VALUE_FOLLOWS and second not in _OPERATORS and second != b".":
+            name, value = _VALUE_FOLLOWS[first], tokens[at + 1 :]
+        else:
+            name, after = _name(tokens, at)
+            if b"".join(tokens[after : after + 1]) not in _OPERATORS:
+                raise UnreadableText
+            value = tokens[after + 1 :]
+        default = value == [b"default"] or (name == b"timezone" and value == [b"local"]) or not value
+        self.add(name, TOUCH_RESET | LAST_RESET if default else TOUCH_SET)
+
+
+def _name(tokens: list[bytes], at: int) -> tuple[bytes, int]:
+    """Read the name of a setting, of one or more parts; returns it and where the tokens go on."""
+    spelled = _SPELLED.get((b"".join(tokens[at : at + 1]), b"".join(tokens[at + 1 : at + 2])))
+    if spelled is not None:
+        return spelled, at + 2
+    parts = []
+    while at < len(tokens):
+        part = tokens[at]
+        if part[:1] == b'"':
+            part = part[1:-1].replace(b'""', b'"')
+        elif not (part[:1].isalpha() or part[:1] == b"_"):
+            break
+        parts.append(part)
+        at += 1
+        if tokens[at : at + 1] != [b"."]:
+            return b".".join(parts), at
+        at += 1
+    raise UnreadableText
+
+
+def _statements(text: bytes, *, standard_strings: bool) -> Iterator[list[bytes]]:
+    """Cut a text into statements, each as its first tokens: words in lower case, other tokens as they are."""
+    tokens: list[bytes] = []
+    pos = 0
+    while pos < len(text):
+        match = _TOKEN.match(text, pos)
+        assert match is not None
+        kind, token = match.lastgroup, match.group()
+        pos = match.end()
+        if kind == "space":
+            continue
+        if kind == "comment":
+            pos = _after_comment(text, pos)
+            continue
+        if kind == "end":
+            yield tokens
+            tokens = []
+            continue
+        if kind == "dollar":
+            stop = text.find(token, pos)
+            if stop < 0:
+                raise UnreadableText
+            pos = stop + len(token)
+        elif (kind == "string" and b"\\" in token and not standard_strings) or (kind == "other" and token in b"'\""):
+            # Where the string ends cannot be told.
+            raise UnreadableText
+        elif kind == "word":
+            token = token.lower()
+        if len(tokens) < MAX_TOKENS:
+            tokens.append(token)
+    yield tokens
+
+
+def _after_comment(text: bytes, pos: int) -> int:
+    """Find the end of a comment, which may have others within it."""
+    depth = 1
+    while depth:
+        match = _COMMENT_PART.search(text, pos)
+        if match is None:
+            raise UnreadableText
+        depth += 1 if match.group() == b"/*" else -1
+        pos = match.end()
+    return pos

@@ -1,0 +1,198 @@
+"""What the texts of a client's statements say of its session, before the server has answered them.
+
+A `Texts` belongs to a client.  `FrontState` shows it each statement as it passes; the answer is pins and marks.  Texts
+that may set something are kept until the command tags tell whether they have; of a parsed statement that is remembered
+which its Bind will bring about, perhaps much later.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mypy_extensions import i64
+
+from proxy.session.markers import calls_are_readable, session_markers
+from proxy.session.pins import CALLED, KEPT, PIN_SET_CONFIG
+from proxy.session.set_statements import UNREADABLE, is_for_transaction_only, shift_of
+
+LONG_TEXT: Final = 512
+"""Bytes of statement from which on four searches are quicker than one look at each byte."""
+TAIL_SIZE: Final = 24
+"""Bytes of a statement's last piece that are looked at again with the next, for a word cut in two."""
+MAX_KEPT: Final = 32
+"""Texts kept until it is known whether they have set something; with more of them none can be read."""
+MAX_KEPT_TEXT: Final = 4096
+MAX_REMEMBERED: Final = 256
+"""Parsed statements that change the session, remembered per client until they are bound."""
+
+
+def may_have_markers(text: bytes, start: i64, end: i64) -> bool:
+    """Say in one quick look whether `text[start:end]` may have one of the words that `session_markers` looks for.
+
+    Each of them has a pair of letters that few statements have: te(mp), a(dv)isory, ho(ld), set(_c)onfig.
+    """
+    if end - start > LONG_TEXT:
+        lower = text[start:end].lower()
+        return (
+            lower.find(b"temp") >= 0
+            or lower.find(b"set_config") >= 0
+            or lower.find(b"advisory") >= 0
+            or lower.find(b"hold") >= 0
+        )
+    before: i64 = 0
+    i: i64 = start
+    while i < end:
+        letter: i64 = text[i]
+        letter |= 0x20
+        if letter == 0x70:
+            if before == 0x6D:
+                return True
+        elif letter == 0x64:
+            if before == 0x6C:
+                return True
+        elif letter == 0x76:
+            if before == 0x64:
+                return True
+        elif letter == 0x63 and before == 0x7F:
+            return True
+        before = letter
+        i += 1
+    return False
+
+
+def may_set(data: bytes, start: i64, end: i64) -> bool:
+    """Say in one quick look whether the statement in `data[start:end]` may be SET or RESET."""
+    while start < end and data[start] <= 0x20:
+        start += 1
+    if start + 5 > end:
+        return False
+    letter: i64 = data[start] | 0x20
+    if letter == 0x73:
+        return (data[start + 2] | 0x20) == 0x74
+    if letter == 0x72:
+        return (data[start + 2] | 0x20) == 0x73
+    # A comment, perhaps with SET behind it.
+    return letter < 0x61
+
+
+class Texts:
+    """What is kept of the texts of one client.
+
+    `kept` are those that may have set something, `remembered` the text (empty unless it may set something) and marks
+    of parsed statements by their names, `sticky` the marks of statements that cannot be told apart any more, `shift`
+    what the texts since it was last taken may have changed of the meaning of statements (see `shift_of`).
+    """
+
+    def __init__(self) -> None:
+        self.tail: bytes = b""
+        self.kept: list[bytes] = []
+        self.remembered: dict[bytes, tuple[bytes, int]] | None = None
+        self.sticky: i64 = 0
+        self.shift: bytes = b""
+
+    def query(self, data: bytes, start: i64, end: i64, whole: bool) -> i64:
+        """Look at the statements of a Query in `data[start:end]`, of which more is to come unless it is whole."""
+        marks = self._marks(data, start, end, whole)
+        if not whole:
+            return marks | self._keep(UNREADABLE)
+        if marks & PIN_SET_CONFIG and calls_are_readable(data[start:end]):
+            marks ^= PIN_SET_CONFIG | CALLED
+        stop: i64 = data.find(b";", start, end)
+        if (stop >= 0 and stop < end - 2) or marks & (CALLED | KEPT | PIN_SET_CONFIG) or may_set(data, start, end):
+            marks |= self._keep(data[start : end - 1])
+        return marks
+
+    def parse(self, data: bytes, pos: i64, end: i64, whole: bool) -> None:
+        """Look at the Parse that begins at `pos`, and remember of its statement what its Bind brings about."""
+        start: i64 = data.find(b"\0", pos + 5, end) + 1
+        if start == 0:
+            return
+        marks = self._marks(data, start, end, whole)
+        sets = may_set(data, start, end)
+        if marks == 0 and not sets:
+            if start == pos + 6 and self.remembered is not None:
+                self.remembered.pop(b"", None)
+            return
+        text = b""
+        if not whole:
+            self.sticky |= marks
+            text = UNREADABLE if sets else b""
+        elif sets or marks & (PIN_SET_CONFIG | KEPT):
+            text = data[start : data.find(b"\0", start, end)]
+            if marks & PIN_SET_CONFIG and calls_are_readable(text):
+                marks ^= PIN_SET_CONFIG | CALLED
+        self._remember(data[pos + 5 : start - 1], text, marks)
+
+    def bind(self, data: bytes, start: i64, end: i64) -> i64:
+        """Take up what is remembered of the statement whose name begins at `start`."""
+        stop: i64 = data.find(b"\0", start, end)
+        if stop < 0 or self.remembered is None:
+            return 0
+        known = self.remembered.get(data[start:stop])
+        if known is None:
+            return 0
+        marks: i64 = known[1]
+        return marks | self._keep(known[0]) if known[0] else marks
+
+    def more(self, data: bytes, end: i64, last: bool, parsing: bool) -> i64:
+        """Look at the next piece of a long statement, the last one or not, of a Parse or a Query."""
+        marks = self._marks(data, 0, end, last)
+        if parsing:
+            self.sticky |= marks
+        return marks
+
+    def forget(self) -> None:
+        """The server has forgotten all statements and settings."""
+        self.kept.clear()
+        self.remembered = None
+        self.sticky = 0
+
+    def _remember(self, name: bytes, text: bytes, marks: i64) -> None:
+        if self.remembered is None:
+            self.remembered = {}
+        known = self.remembered.pop(name, None)
+        if known is not None and name:
+            # If this Parse fails the name goes on to mean what it meant.
+            marks |= known[1]
+            if known[0]:
+                text = text if text == known[0] else UNREADABLE
+        self.remembered[name] = (text, int(marks))
+        if len(self.remembered) > MAX_REMEMBERED:
+            # A forgotten SET is unreadable when it is executed; of other statements nothing would tell.
+            forgotten: i64 = self.remembered.pop(next(iter(self.remembered)))[1]
+            self.sticky |= forgotten ^ (PIN_SET_CONFIG | CALLED) if forgotten & CALLED else forgotten
+
+    def _keep(self, text: bytes) -> i64:
+        """Keep a text until the command tags tell whether it has set something."""
+        if text != UNREADABLE:
+            if text.lower().find(b"set") < 0:
+                return 0
+            self.shift += shift_of(text)
+            if is_for_transaction_only(text):
+                text = b""
+            elif len(text) > MAX_KEPT_TEXT:
+                text = UNREADABLE
+        else:
+            self.shift = UNREADABLE
+        if len(self.kept) >= MAX_KEPT:
+            self.kept.clear()
+            text = UNREADABLE
+        if len(self.kept) == 0 or self.kept[-1] != text:
+            self.kept.append(text)
+        return KEPT
+
+    def _marks(self, data: bytes, start: i64, end: i64, last: bool) -> i64:
+        """Look for the words of session state in a piece of a statement."""
+        marks: i64 = 0
+        if len(self.tail) != 0:
+            data = self.tail + data[start:end]
+            self.tail = b""
+            start = 0
+            end = len(data)
+        if may_have_markers(data, start, end):
+            marks = session_markers(data[start:end].lower())
+        if not last:
+            self.tail = data[max(start, end - TAIL_SIZE) : end]
+        return marks

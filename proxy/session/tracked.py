@@ -1,0 +1,204 @@
+"""How a client's own settings follow it: what the server is asked once they have changed, and what its answer means.
+
+A client that has changed settings keeps its backend until the server has told, in the one row of one statement, which
+values are in force now.  So it does not matter how a value was spelled, or whether a transaction, a savepoint or a
+function took it back: what is followed is what PostgreSQL itself says.  The same statement asks whether what pins the
+client is still there, and gives it back those of its startup parameters that it has reset, which on a connection of its
+own are the values that RESET returns to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from proxy.session.parameters import ParameterSet, parameter_pairs, quoted_literal
+from proxy.session.pins import (
+    PIN_ADVISORY,
+    PIN_HOLD,
+    PIN_LISTEN,
+    PIN_PREPARE,
+    PIN_ROLE,
+    PIN_TEMPORARY,
+)
+from proxy.session.set_statements import LAST_RESET, TOUCH_RESET, TOUCH_SET, TouchedSettings
+
+MAX_TRACKED_BYTES: Final = 8192
+"""Bytes of names and values that follow one client."""
+MAX_ANSWER: Final = 65536
+"""Bytes of the server's answer that are read."""
+
+_FACTS: Final[tuple[tuple[int, bytes], ...]] = (
+    (PIN_LISTEN, b"EXISTS (SELECT FROM pg_catalog.pg_listening_channels())"),
+    (PIN_PREPARE, b"EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)"),
+    (
+        PIN_TEMPORARY,
+        (
+            b"EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 2615"
+            b" AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
+        ),
+    ),
+    (PIN_HOLD, b"EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)"),
+    (
+        PIN_ADVISORY,
+        (
+            b"EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'"
+            b" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())"
+        ),
+    ),
+)
+
+
+class Inquiry:
+    """What the server is asked: `names` are the settings, `facts` the pins, in the order of the columns.
+
+    `restored` are the startup parameters that the statement itself gives back.
+    """
+
+    __slots__ = ("answer", "facts", "names", "only_restores", "restored", "statement", "within_transaction")
+
+    def __init__(self, statement: bytes, names: list[bytes], restored: list[bytes], facts: list[int]) -> None:
+        self.statement = statement
+        self.names = names
+        self.restored = restored
+        self.facts = facts
+        self.only_restores = False
+        self.within_transaction = False
+        self.answer = bytearray()
+
+
+def inquire(
+    touched: TouchedSettings,
+    facts: int,
+    startup: ParameterSet,
+    applied: ParameterSet,
+    reported: Mapping[bytes, bytes],
+    user: str,
+) -> Inquiry:
+    """Make the statement that finds out what is in force; it is empty when nothing has to be asked.
+
+    `facts` are pins that the server is asked about, `applied` the settings that were in force before, `reported` what
+    the server has reported (by names in lower case), `user` the role that the backend has logged in as.
+    """
+    restored = restored_names(touched, startup)
+    columns: list[bytes] = []
+    names: list[bytes] = []
+    for name in touched.names:
+        if name in restored:
+            columns.append(_restoring(name, touched, startup, applied))
+            names.append(name)
+        elif name not in reported:
+            columns.append(b"pg_catalog.current_setting(" + quoted_literal(name) + b", true)")
+            names.append(name)
+    asked: list[int] = []
+    for pin, expression in _FACTS:
+        if facts & pin:
+            columns.append(expression)
+            asked.append(pin)
+    if facts & PIN_ROLE:
+        columns.append(
+            b"pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none'"
+            b" OR pg_catalog.current_setting('session_authorization') OPERATOR(pg_catalog.<>) "
+            + quoted_literal(user.encode())
+        )
+        asked.append(PIN_ROLE)
+    statement = b"SELECT " + b", ".join(columns) if columns else b""
+    return Inquiry(statement, names, restored, asked)
+
+
+def inquire_restoring(touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> Inquiry:
+    """Make the statement that only gives startup parameters back."""
+    restored = restored_names(touched, startup)
+    columns = [_restoring(name, touched, startup, applied) for name in restored]
+    statement = b"SELECT " + b", ".join(columns) if columns else b""
+    inquiry = Inquiry(statement, list(restored), restored, [])
+    inquiry.only_restores = True
+    return inquiry
+
+
+def restored_names(touched: TouchedSettings, startup: ParameterSet) -> list[bytes]:
+    """Return the startup parameters that the client has reset."""
+    return [name for name, done in touched.names.items() if done & LAST_RESET and name in startup.values]
+
+
+def spread_reset(touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> None:
+    """Bring down RESET ALL to the settings that there were."""
+    if touched.everything:
+        for settings in (applied.values, startup.values):
+            for name in settings:
+                touched.names.setdefault(name, TOUCH_RESET | LAST_RESET)
+        touched.everything = False
+
+
+def followed(
+    touched: TouchedSettings,
+    inquiry: Inquiry,
+    values: Mapping[bytes, bytes | None],
+    startup: ParameterSet,
+    applied: ParameterSet,
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the settings that the client has now, in canonical form.
+
+    `values` has what is in force for every name touched.  Raises ValueError when they are too many or too long, or
+    cannot be quoted.
+    """
+    settings = dict(applied.values)
+    for name, done in touched.names.items():
+        value = values[name]
+        before = settings.get(name)
+        if name in inquiry.restored and not (touched.doubtful and before is not None and before[1] == value):
+            settings[name] = startup.values[name]
+        elif value is None or (not done & TOUCH_SET and (before is None or before[1] != value)):
+            settings.pop(name, None)
+        else:
+            settings[name] = (name, value)
+    pairs = parameter_pairs(settings.values())
+    if sum(len(name) + len(value) for name, value in pairs) > MAX_TRACKED_BYTES:
+        raise ValueError("settings that are too long")
+    return pairs
+
+
+def first_row(answer: bytes | bytearray) -> list[bytes | None] | None:
+    """Return the values of the first DataRow among whole messages; None when there is none."""
+    pos = 0
+    while pos + 5 <= len(answer):
+        size = int.from_bytes(answer[pos + 1 : pos + 5], "big")
+        if answer[pos] == 0x44:
+            return _values(bytes(answer[pos + 5 : pos + 1 + size]))
+        pos += 1 + size
+    return None
+
+
+def told_in_passing(answer: bytes | bytearray) -> bytes:
+    """Return what a client has to see of an answer to the proxy: notifications and changed parameters."""
+    found = b""
+    pos = 0
+    while pos + 5 <= len(answer):
+        after = pos + 1 + int.from_bytes(answer[pos + 1 : pos + 5], "big")
+        if answer[pos] in b"AS":
+            found += answer[pos:after]
+        pos = after
+    return found
+
+
+def _values(row: bytes) -> list[bytes | None]:
+    values: list[bytes | None] = []
+    pos = 2
+    while pos + 4 <= len(row):
+        size = int.from_bytes(row[pos : pos + 4], "big", signed=True)
+        pos += 4
+        values.append(None if size < 0 else row[pos : pos + size])
+        pos += max(size, 0)
+    return values
+
+
+def _restoring(name: bytes, touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> bytes:
+    """Give a startup parameter back, unless it is in doubt whether it was taken away and its value has not changed."""
+    quoted = quoted_literal(name)
+    restoring = b"pg_catalog.set_config(" + quoted + b", " + quoted_literal(startup.values[name][1]) + b", false)"
+    before = applied.values.get(name)
+    if not touched.doubtful or before is None:
+        return restoring
+    current = b"pg_catalog.current_setting(" + quoted + b", true)"
+    unchanged = current + b" OPERATOR(pg_catalog.=) " + quoted_literal(before[1])
+    return b"CASE WHEN " + unchanged + b" THEN " + current + b" ELSE " + restoring + b" END"
