@@ -5,6 +5,7 @@ Source: PostgreSQL documentation, `pg_stat_ssl`, `pg_roles` and "Connections and
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import statistics
 import tempfile
@@ -20,6 +21,8 @@ from registry.domain.models import Server
 
 TIMEOUT: Final = 5.0
 ROUNDS: Final = 5
+CLOSING: Final = 0.1
+"""Seconds in which a connection that failed is closed."""
 ANSWER_COLUMNS: Final = (1, 2)
 NO_ROLE: Final = "pgtenant: no such role"
 TLS_VERSIONS: Final = {TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3}
@@ -157,18 +160,23 @@ async def _connect(
     direct: bool,
     **settings: str,
 ) -> Any:
-    return await asyncpg.connect(
-        host=address.host,
-        port=address.port,
-        user=credentials.user,
-        password=None if credentials.password is None else credentials.password.reveal(),
-        database=database,
-        ssl=tls,
-        direct_tls=direct,
-        timeout=TIMEOUT,
-        command_timeout=TIMEOUT,
-        server_settings={"application_name": "pgtenant server test", **settings},
-    )
+    try:
+        return await asyncpg.connect(
+            host=address.host,
+            port=address.port,
+            user=credentials.user,
+            password=None if credentials.password is None else credentials.password.reveal(),
+            database=database,
+            ssl=tls,
+            direct_tls=direct,
+            timeout=TIMEOUT,
+            command_timeout=TIMEOUT,
+            server_settings={"application_name": "pgtenant server test", **settings},
+        )
+    except (asyncpg.PostgresError, OSError):
+        # The end of a TLS connection takes the loop some turns, and asyncpg waits for none of them.
+        await asyncio.sleep(CLOSING)
+        raise
 
 
 def _reason(error: Exception) -> str:
