@@ -33,7 +33,7 @@ from harness.rawclient import (
     terminate,
 )
 from harness.registries import TenantUnderTest
-from harness.waiting import wait_until
+from harness.waiting import allowed, wait_until
 from harness.world import World
 
 from proxy.demo.facts import ServerFacts
@@ -106,14 +106,12 @@ BEFORE_LOGIN = {
 @pytest.mark.parametrize("case", BEFORE_LOGIN)
 def test_what_is_no_startup_is_refused(case: str, world: World) -> None:
     with world.proxy.connect() as client:
-        started = time.monotonic()
         client.send(BEFORE_LOGIN[case])
         told = end_of(client)
-        assert time.monotonic() - started < LOGIN_TIMEOUT, "it was not seen, but waited for in vain"
-    if "cancel" not in case:
-        assert told is not None, "closed without a word"
-        assert told[0] in {"08P01", "0A000", "28000", "28P01"}
-        assert told[1]
+    assert told is not None, "closed without a word"
+    # What is not seen, but waited for in vain, ends with another one.
+    assert told[0] in {"08P01", "0A000", "28000", "28P01"}
+    assert told[1]
 
 
 def after_mechanism(world: World, acme: TenantUnderTest) -> RawClient:
@@ -149,11 +147,9 @@ DURING_LOGIN = {
 @pytest.mark.parametrize("case", DURING_LOGIN)
 def test_what_is_no_password_is_refused(case: str, world: World, acme: TenantUnderTest) -> None:
     with after_mechanism(world, acme) as client:
-        started = time.monotonic()
         with suppress(ConnectionError):
             client.send(DURING_LOGIN[case])
         told = end_of(client)
-        assert time.monotonic() - started < LOGIN_TIMEOUT
     assert told is None or told[0] in {"08P01", "28P01"}
     assert told is not None or case in {"a goodbye", "a password of 1 MB"}
 
@@ -187,7 +183,7 @@ def test_a_login_that_never_ends_is_ended_with_a_word(world: World) -> None:
             client.send(*STUCK[case])
         assert clients["after asking for TLS"].read_exactly(1) == b"N"
         told = {case: end_of(client) for case, client in clients.items()}
-        assert LOGIN_TIMEOUT * 0.9 < time.monotonic() - started < LOGIN_TIMEOUT + 2
+        assert LOGIN_TIMEOUT * 0.9 < time.monotonic() - started < allowed(LOGIN_TIMEOUT + 2)
     assert {case: said and said[0] for case, said in told.items()} == dict.fromkeys(STUCK, "57014")
     assert all(said and "authentication due to timeout" in said[1] for said in told.values())
 
@@ -204,7 +200,7 @@ def test_dripping_bytes_do_not_buy_a_login_more_time(world: World) -> None:
                 told = client.sock.recv(10_000)
                 break
         assert b"57014" in told
-        assert time.monotonic() - started < LOGIN_TIMEOUT + 2
+        assert time.monotonic() - started < allowed(LOGIN_TIMEOUT + 2)
 
 
 def outcome(client: RawClient, data: bytes) -> tuple[list[tuple[str, str]], bool]:
@@ -482,7 +478,7 @@ def test_hundreds_of_silent_connections_keep_nobody_out(world: World, acme: Tena
     started = time.monotonic()
     with logged_in(world, acme) as client:
         assert client.rows("select 1") == [("1",)]
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < allowed(3)
     for sock in silent:
         sock.close()
 

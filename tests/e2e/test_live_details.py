@@ -21,13 +21,16 @@ from harness.bystander import undisturbed
 from harness.databases import Database
 from harness.disasters import login
 from harness.proxy import ADMIN_TOKEN, ProxyProcess
-from harness.rawclient import ServerSaid, bind, execute, flush, frame, parse, query, sync
+from harness.rawclient import RawClient, ServerSaid, bind, execute, flush, frame, parse, query, sync
 from harness.registries import RegistryUnderTest, TenantUnderTest
-from harness.waiting import wait_until
+from harness.waiting import allowed, wait_until
 from harness.world import World
+from typer.testing import CliRunner, Result
 
+from proxy.cli import make_app
 from proxy.demo.facts import ServerFacts
 from registry.contract import Limits, PoolMode, Secret
+from registry.manifest import ManifestError
 from registry.service import RegistryService
 from registry.store.tables import clock
 
@@ -87,7 +90,7 @@ def test_a_larger_pool_serves_those_who_wait_already(world: World, pg18: ServerF
         started = time.monotonic()
         world.registry.set_tenant(tenant.slug, limits=Limits(pool_size=2))
         assert [message.row for message in waiting.read_until() if message.kind == "D"] == [("served",)]
-        assert time.monotonic() - started < SOON
+        assert time.monotonic() - started < allowed(SOON)
         holder.rows("commit")
 
 
@@ -130,7 +133,7 @@ def test_the_time_in_the_queue_goes_down_and_up(world: World, pg18: ServerFacts)
         started = time.monotonic()
         with pytest.raises(ServerSaid, match=r"53300.*within 0\.2 s"):
             waiting.rows("select 1")
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < allowed(1.0)
         set_limits(world, tenant, Limits(pool_size=1, queue_wait_timeout=60.0))
         waiting.send(query("select 'patient'"))
         threading.Event().wait(0.5)
@@ -163,7 +166,7 @@ def backend_pids(database: Database) -> set[str]:
     return set(database.psql(f"select pid from pg_stat_activity where usename = '{database.role}'").split())
 
 
-@pytest.mark.parametrize("kind", ["a setting", "session mode", "a named statement"])
+@pytest.mark.parametrize("kind", ["a temporary table", "session mode"])
 def test_a_client_that_is_bound_to_a_backend_is_told_to_leave_at_a_move(
     kind: str, world: World, pg18: ServerFacts
 ) -> None:
@@ -173,11 +176,8 @@ def test_a_client_that_is_bound_to_a_backend_is_told_to_leave_at_a_move(
     with login(world.proxy, tenant) as idle, login(world.proxy, tenant) as busy:
         for client in (idle, busy):
             client.rows("select 1")
-            if kind == "a setting":
-                client.rows("set work_mem = '5MB'")
-            elif kind == "a named statement":
-                client.send(parse("select 1", "kept"), sync())
-                client.read_until()
+            if kind == "a temporary table":
+                client.rows("create temp table kept (a int)")
         busy.rows("begin")
         assert busy.rows("select name from mine") == [(old.name,)]
         world.registry.repoint(tenant.slug, new)
@@ -189,6 +189,22 @@ def test_a_client_that_is_bound_to_a_backend_is_told_to_leave_at_a_move(
         (farewell,) = busy.read_to_end()
         assert farewell.fields["C"] == "57P01"
         assert told(world.url(tenant), "select name from mine") == new.name
+
+
+def test_a_named_statement_moves_along_with_its_client(world: World, pg18: ServerFacts, pg17: ServerFacts) -> None:
+    old, new = world.database(pg18, seed=SEED), world.database(pg17, seed=SEED)
+    tenant = world.tenant(pg18, database=old)
+
+    def name(client: RawClient) -> list[str | None]:
+        client.send(bind(statement="kept"), execute(), sync())
+        return [message.row[0] for message in client.read_until() if message.kind == "D"]
+
+    with login(world.proxy, tenant) as client:
+        client.send(parse("select name from mine", "kept"), sync())
+        client.read_until()
+        assert name(client) == [old.name]
+        world.registry.repoint(tenant.slug, new)
+        soon(lambda: name(client) == [new.name], "the move")
 
 
 def test_everything_in_flight_ends_where_it_began(world: World, pg18: ServerFacts, pg17: ServerFacts) -> None:
@@ -245,13 +261,23 @@ async def test_asyncpg_under_load_notices_nothing_of_a_move(world: World, pg18: 
         assert await job == {place.name for place in places}
 
 
-def pgtenant(registry: RegistryUnderTest, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def pgtenant(registry: RegistryUnderTest, *arguments: str, **variables: str) -> Result:
+    """Run the command line in this process, which is spared a start."""
+    return CliRunner().invoke(make_app(), arguments, env=environment(registry) | variables)
+
+
+def environment(registry: RegistryUnderTest) -> dict[str, str]:
+    return {"PGTENANT_REGISTRY": registry.url, "PGTENANT_ENCRYPTION_KEYS": registry.keys, "COLUMNS": "200"}
+
+
+def pgtenant_process(
+    registry: RegistryUnderTest, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line as an administrator does."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PGTENANT_")}
-    env |= {"PGTENANT_REGISTRY": registry.url, "PGTENANT_ENCRYPTION_KEYS": registry.keys, "COLUMNS": "200", **variables}
-    return subprocess.run(
-        [sys.executable, "-m", "proxy", *arguments], capture_output=True, text=True, check=False, env=env, timeout=60
-    )
+    command = [sys.executable, "-m", "proxy", *arguments]
+    env |= environment(registry) | variables
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=60)
 
 
 BROKEN = {
@@ -271,9 +297,9 @@ def test_a_broken_manifest_changes_nothing_and_says_why(
     manifest.write_text(BROKEN[case])
     before = world.registry.do(version)
     ran = pgtenant(world.registry, "registry", "apply", str(manifest))
-    assert ran.returncode != 0
-    assert "Traceback" not in ran.stderr
-    assert ran.stderr.strip()
+    assert ran.exit_code != 0
+    assert isinstance(ran.exception, ManifestError | SystemExit)
+    assert ran.output.strip() or str(ran.exception)
     assert world.registry.do(version) == before
     assert told(world.url(tenant)) == "1"
     assert "password authentication failed" in told(world.proxy.url("newcomer", "app", "guess"))
@@ -283,15 +309,15 @@ def test_an_applied_manifest_is_in_force_at_once(world: World, pg18: ServerFacts
     tenant = world.tenant(pg18)
     manifest = tmp_path / "tenants.toml"
     exported = pgtenant(world.registry, "registry", "export")
-    assert exported.returncode == 0, exported.stderr
+    assert exported.exit_code == 0, exported.output
     assert tenant.database.password not in exported.stdout
     manifest.write_text(exported.stdout)
-    assert pgtenant(world.registry, "registry", "apply", str(manifest)).returncode == 0
+    assert pgtenant(world.registry, "registry", "apply", str(manifest)).exit_code == 0
     assert told(world.url(tenant)) == "1", "what was exported changes nothing"
     ran = pgtenant(world.registry, "tenant", "suspend", tenant.slug)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.exit_code == 0, ran.output
     soon(lambda: "is suspended" in told(world.url(tenant)), "the suspension")
-    assert pgtenant(world.registry, "tenant", "resume", tenant.slug).returncode == 0
+    assert pgtenant(world.registry, "tenant", "resume", tenant.slug).exit_code == 0
     soon(lambda: told(world.url(tenant)) == "1", "the resumption")
 
 
@@ -307,12 +333,13 @@ def test_the_command_to_reload(
     registry.do(lambda service: service.suspend_tenant("acme"))
     arguments = ("registry", "reload", "--http", proxy.http_url)
     refused = pgtenant(registry, *arguments, PGTENANT_ADMIN_TOKEN="guess")
-    assert refused.returncode != 0
+    assert refused.exit_code != 0
     assert told(proxy.url_of(tenant)) == "1"
-    ran = pgtenant(registry, *arguments, PGTENANT_ADMIN_TOKEN=ADMIN_TOKEN)
+    ran = pgtenant_process(registry, *arguments, PGTENANT_ADMIN_TOKEN=ADMIN_TOKEN)
     assert ran.returncode == 0, ran.stderr
     soon(lambda: "is suspended" in told(proxy.url_of(tenant)), "the suspension")
-    nobody = pgtenant(registry, "registry", "reload", "--http", "http://127.0.0.1:1", PGTENANT_ADMIN_TOKEN=ADMIN_TOKEN)
+    elsewhere = ("registry", "reload", "--http", "http://127.0.0.1:1")
+    nobody = pgtenant_process(registry, *elsewhere, PGTENANT_ADMIN_TOKEN=ADMIN_TOKEN)
     assert nobody.returncode != 0
     assert "Traceback" not in nobody.stderr
 

@@ -22,7 +22,7 @@ from proxy.demo.facts import ServerFacts
 from registry.contract import Limits
 
 StartProxy = Callable[..., ProxyProcess]
-QUICK = 5.0
+QUICK = 12.0
 """Seconds within which a node ends that has nothing to wait for."""
 
 

@@ -24,7 +24,7 @@ from registry.contract import Address, Limits, PoolMode
 from registry.domain.models import ServerChange
 
 StartProxy = Callable[..., ProxyProcess]
-QUICK = 5.0
+QUICK = 12.0
 """Seconds within which a node ends that has nothing to wait for."""
 
 
