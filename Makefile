@@ -23,7 +23,12 @@ DEV := .venv-dev/bin
 BUILD_FILES := pyproject.toml setup.py README.md LICENSE
 SOURCES := $(BUILD_FILES) $(shell find proxy registry -type f -not -path '*/.*' -not -name '*.py[co]')
 # The tests that touch the compiled modules; the others know no difference between the relay's variants.
-COMPILED_TESTS := $(wildcard tests/wire tests/session tests/pool tests/net tests/e2e tests/packaging/test_build_info.py)
+INTERPRETED_ONLY := $(patsubst %,tests/net/test_%.py,auth_query backend_handshake certificates client_authentication \
+	client_handshake direct_tls handshake_io listener real_address tls) $(patsubst %,tests/e2e/test_%.py, \
+	client_certificates demanding_servers driver_matrix dump_and_restore load_balancers login_timing proofs \
+	registry_outages server_tls strangers tls_documentation)
+COMPILED_TESTS := $(filter-out $(INTERPRETED_ONLY),$(wildcard tests/wire/test_framing.py tests/session/test_*.py \
+	tests/pool/test_*.py tests/net/test_*.py tests/fuzz/test_*.py tests/e2e/test_*.py tests/packaging/test_build_info.py))
 PYTEST := python -m pytest --numprocesses auto --dist loadfile --quiet $(PYTEST_ARGS)
 
 .PHONY: help demo test test-interpreted test-compiled lint format fuzz bench bench-big drivers wheel clean FORCE
