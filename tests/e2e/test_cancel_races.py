@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import psycopg
 import pytest
+from harness.databases import Database
 from harness.disasters import login
 from harness.gate import Gate
+from harness.proxy import ProxyProcess
 from harness.rawclient import SSL_REQUEST, RawClient, cancel_request, query
-from harness.registries import TenantUnderTest
+from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import wait_until
 from harness.world import World
 
 from proxy.demo.facts import ServerFacts
 from registry.contract import Address, Limits
 
-CANCEL_WAIT = 2.0
-PROXY = {"pool": {"cancel_wait": CANCEL_WAIT}}
+PROXY = {"pool": {"cancel_wait": 30.0}}
 CANCEL_REQUEST = struct.pack("!I", 80877102)
-SHORT = "select pg_sleep(0.4)"
+LOCK = "select pg_advisory_xact_lock(7)"
+SHORT = "select pg_sleep(0.3)"
 
 
 @pytest.fixture
@@ -50,10 +54,15 @@ def ask_to_cancel(client: RawClient) -> None:
         canceller.send(cancel_request(client.pid, client.key))
 
 
-def begin(client: RawClient, tenant: TenantUnderTest) -> None:
-    """Have a short query run."""
-    client.send(query(SHORT))
-    wait_until(lambda: tenant.database.backends("wait_event = 'PgSleep'") == 1, what="a query")
+@contextmanager
+def running(client: RawClient, tenant: TenantUnderTest) -> Iterator[None]:
+    """Have a query run, which ends well when this ends."""
+    with psycopg.connect(tenant.database.url) as holder:
+        holder.execute(LOCK)
+        client.send(query(LOCK))
+        wait_until(lambda: tenant.database.backends("wait_event = 'advisory'") == 1, what="a query")
+        yield
+    assert outcome(client) == ""
 
 
 def test_a_request_whose_query_is_over_before_it_can_be_sent_is_not_sent(
@@ -61,12 +70,11 @@ def test_a_request_whose_query_is_over_before_it_can_be_sent_is_not_sent(
 ) -> None:
     with login(world.proxy, tenant) as one, login(world.proxy, tenant) as other:
         pid = pid_of(one)
-        begin(one, tenant)
-        gate.hold(after=0)
-        ask_to_cancel(one)
-        wait_until(lambda: gate.passages and gate.passages[0].seen == SSL_REQUEST, what="a connection for it")
-        other.send(query(SHORT))
-        assert outcome(one) == ""
+        with running(one, tenant):
+            gate.hold(after=0)
+            ask_to_cancel(one)
+            wait_until(lambda: gate.passages and gate.passages[0].seen == SSL_REQUEST, what="a connection for it")
+            other.send(query(SHORT))
         gate.release()
         assert outcome(other) == ""
         assert pid_of(other) == pid
@@ -80,29 +88,37 @@ def test_a_request_that_arrives_when_its_query_is_over_hits_nobody(
 ) -> None:
     with login(world.proxy, tenant) as one, login(world.proxy, tenant) as other:
         pid = pid_of(one)
-        begin(one, tenant)
-        gate.hold(after=len(SSL_REQUEST))
-        ask_to_cancel(one)
-        wait_until(lambda: gate.passages and CANCEL_REQUEST in gate.passages[0].seen, what="the request on its way")
-        other.send(query(SHORT))
-        assert outcome(one) == ""
+        with running(one, tenant):
+            gate.hold(after=len(SSL_REQUEST))
+            ask_to_cancel(one)
+            wait_until(lambda: gate.passages and CANCEL_REQUEST in gate.passages[0].seen, what="the request on its way")
+            other.send(query(SHORT))
         wait_until(lambda: world.clients(tenant, state="waiting") == 1, what="the other client waiting")
-        assert tenant.database.backends("state = 'active'") == 0, "the backend serves nobody"
+        assert tenant.database.backends("state <> 'idle'") == 0, "the backend serves nobody"
         gate.release()
         assert outcome(other) == ""
         assert pid_of(other) == pid, "and is as good as before"
     world.wait_for_rest(tenant)
 
 
-def test_a_request_that_nobody_confirms_costs_the_backend(world: World, gate: Gate, tenant: TenantUnderTest) -> None:
-    with login(world.proxy, tenant) as one, login(world.proxy, tenant) as other:
+def test_a_request_that_nobody_confirms_costs_the_backend(
+    registry: RegistryUnderTest,
+    start_proxy: Callable[..., ProxyProcess],
+    gate: Gate,
+    pg18: ServerFacts,
+    make_database: Callable[..., Database],
+) -> None:
+    database = make_database(pg18)
+    registry.add_server(pg18, addresses=(Address("127.0.0.1", gate.port),))
+    tenant = registry.add_tenant("acme", database, limits=Limits(pool_size=1))
+    proxy = start_proxy(pool={"cancel_wait": 1.0})
+    with login(proxy, tenant) as one, login(proxy, tenant) as other:
         pid = pid_of(one)
-        begin(one, tenant)
-        gate.hold(after=len(SSL_REQUEST))
-        ask_to_cancel(one)
-        wait_until(lambda: gate.passages and CANCEL_REQUEST in gate.passages[0].seen, what="the request on its way")
-        late = gate.passages[0]
-        assert outcome(one) == ""
+        with running(one, tenant):
+            gate.hold(after=len(SSL_REQUEST))
+            ask_to_cancel(one)
+            wait_until(lambda: gate.passages and CANCEL_REQUEST in gate.passages[0].seen, what="the request on its way")
+            late = gate.passages[0]
         gate.hold(after=1_000_000)
         other.send(query("select pg_sleep(0)"))
         assert outcome(other) == ""
@@ -110,17 +126,17 @@ def test_a_request_that_nobody_confirms_costs_the_backend(world: World, gate: Ga
         other.send(query(SHORT))
         late.opened.set()
         assert outcome(other) == ""
-        assert "cancel request not confirmed" in world.proxy.logs()
+        assert "cancel request not confirmed" in proxy.logs()
     gate.release()
 
 
 def test_many_requests_for_one_query_are_not_all_sent(world: World, gate: Gate, tenant: TenantUnderTest) -> None:
     with login(world.proxy, tenant) as client:
-        begin(client, tenant)
-        gate.hold(after=0)
-        for _ in range(20):
-            ask_to_cancel(client)
-        assert outcome(client) == ""
+        with running(client, tenant):
+            gate.hold(after=0)
+            for _ in range(20):
+                ask_to_cancel(client)
+            wait_until(lambda: gate.passages, what="a connection for one")
         assert 1 <= len(gate.passages) <= 2
         gate.release()
         assert client.rows("select 1") == [("1",)]

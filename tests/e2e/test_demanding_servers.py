@@ -119,7 +119,7 @@ def test_without_a_certificate_it_serves_nobody_until_there_is_one(
     assert "valid client certificate" in world.proxy.logs()
     pair = certificate(authority)
     world.registry.set_server(f"of-{tenant.slug}", **pair)
-    wait_until(lambda: is_served(world, tenant), seconds=3.0, what="the certificate in force")
+    wait_until(lambda: is_served(world, tenant), seconds=10.0, what="the certificate in force")
     assert pair["tls_key"].reveal()[40:80] not in world.proxy.logs()
 
 
@@ -134,7 +134,7 @@ def test_another_certificate_is_shown_by_new_backends_while_nobody_is_disturbed(
         wait_until(lambda: world.proxy.logs().count("route changed") > 0, what="the change")
         assert "CN=first" in str(client.rows(FACTS)), "a transaction ends where it began"
         client.rows("commit")
-        wait_until(lambda: "CN=second" in str(client.rows(FACTS)), seconds=3.0, what="the new certificate")
+        wait_until(lambda: "CN=second" in str(client.rows(FACTS)), seconds=10.0, what="the new certificate")
 
 
 def test_a_server_that_is_older_than_asked_for_is_refused(
