@@ -275,6 +275,7 @@ class Node:
     def _forget_tenant(self, tenant_id: int) -> None:
         self.resolver.unwatch(tenant_id)
         self.statuses.forget_tenant(tenant_id)
+        self.client_keys.forget_tenant(tenant_id)
 
     def _on_route_update(self, update: RouteUpdate) -> None:
         """Follow a change of a tenant's route; clients of a tenant that is not served any more are told so."""

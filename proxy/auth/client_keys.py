@@ -51,6 +51,7 @@ class ClientKeys:
     def __init__(self, limit: int = MAX_KEYS) -> None:
         self._limit = limit
         self._keys: OrderedDict[Owner, tuple[ClientKey, int]] = OrderedDict()
+        self._by_tenant: dict[int, set[str]] = {}
         self._serial = 0
 
     def keep(self, owner: Owner, key: ClientKey) -> int:
@@ -62,8 +63,9 @@ class ClientKeys:
         self._serial += 1
         self._keys[owner] = (key, self._serial)
         self._keys.move_to_end(owner)
+        self._by_tenant.setdefault(owner[0], set()).add(owner[1])
         if len(self._keys) > self._limit:
-            self._keys.popitem(last=False)
+            self._forget(next(iter(self._keys)))
         return self._serial
 
     def find(self, owner: Owner, serial: int) -> ClientKey | None:
@@ -77,13 +79,26 @@ class ClientKeys:
     def drop(self, owner: Owner, serial: int) -> None:
         """Forget the owner's key of this serial number: the server does not take it."""
         if self.find(owner, serial) is not None:
-            del self._keys[owner]
+            self._forget(owner)
 
     def outdate(self, owner: Owner, verifier: ScramVerifier | None) -> None:
         """Forget the owner's key unless it is of this verifier, which is the server's now."""
         known = self._keys.get(owner)
         if known is not None and known[0].verifier != verifier:
-            del self._keys[owner]
+            self._forget(owner)
+
+    def forget_tenant(self, tenant_id: int) -> None:
+        """Forget all keys of a tenant that has no clients any more."""
+        for user in tuple(self._by_tenant.get(tenant_id, ())):
+            self._forget((tenant_id, user))
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def _forget(self, owner: Owner) -> None:
+        tenant_id, user = owner
+        del self._keys[owner]
+        users = self._by_tenant[tenant_id]
+        users.remove(user)
+        if not users:
+            del self._by_tenant[tenant_id]

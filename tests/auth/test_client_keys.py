@@ -103,6 +103,18 @@ def test_a_verifier_that_has_changed_or_gone_outdates_the_key(verifier: ScramVer
     assert len(keys) == left
 
 
+def test_a_tenant_without_clients_leaves_no_key_behind() -> None:
+    keys = ClientKeys()
+    for owner in ((1, "app"), (1, "ann"), (2, "app")):
+        serial = keys.keep(owner, ClientKey(VERIFIER, b"k"))
+    keys.forget_tenant(1)
+    keys.forget_tenant(3)
+    assert len(keys) == 1
+    assert keys.find((2, "app"), serial) is not None
+    keys.forget_tenant(2)
+    assert len(keys) == 0
+
+
 def test_the_keys_longest_unused_are_dropped() -> None:
     keys = ClientKeys(limit=2)
     serials = [keys.keep((tenant, "app"), ClientKey(VERIFIER, b"k")) for tenant in (1, 2)]
