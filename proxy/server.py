@@ -29,6 +29,7 @@ from proxy.net.statuses import StatusCache
 from proxy.net.time_keeper import TimeKeeper
 from proxy.net.tls import ServerTlsContexts, TlsConfigError
 from proxy.observability.http import Check, HttpEndpoint, ReloadFailed, Routes
+from proxy.observability.logs import ignored_errors_in_the_log
 from proxy.observability.metrics import CONTENT_TYPE, NodeMetrics
 from proxy.pool.janitor import run_janitor
 from proxy.pool.ledger import FLAG_HELD_BACK, NodeLedger
@@ -425,5 +426,6 @@ def run(main: Callable[[RelaySelector], Coroutine[Any, Any, None]], settings: Se
     selector = RelaySelector(settings.relay.budget_ms / 1000.0)
     # RelaySelector has the surface of BaseSelector without being one: compiled classes cannot inherit from it.
     base = cast("selectors.BaseSelector", selector)
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(base)) as runner:
+    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(base))
+    with ignored_errors_in_the_log(), runner:
         runner.run(main(selector))

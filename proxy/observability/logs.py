@@ -11,7 +11,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
 import structlog
@@ -22,7 +23,15 @@ SECRET_TEXTS: Final = re.compile(
     re.VERBOSE,
 )
 LIMITED_EVENTS: Final = frozenset(
-    {"client refused", "client connected", "client disconnected", "cancel request with an unknown key", "backend lost"}
+    {
+        "client refused",
+        "client connected",
+        "client disconnected",
+        "cancel request with an unknown key",
+        "backend lost",
+        "TLS with a client failed",
+        "error ignored",
+    }
 )
 EVENTS_PER_SECOND: Final = 100
 
@@ -110,3 +119,21 @@ def configure_logs(*, style: str, level: str, stream: TextIO | None = None) -> N
     root.setLevel(max(number, logging.INFO))
     # What it says at every start is about itself.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@contextmanager
+def ignored_errors_in_the_log() -> Iterator[None]:
+    """Log in a line each what Python has no caller to raise it to, and would print with a traceback.
+
+    Strangers can cause some: a host name (SNI) that is no text, for example.
+    """
+
+    def note(ignored: sys.UnraisableHookArgs) -> None:
+        error = ignored.exc_value
+        structlog.get_logger(__name__).warning("error ignored", error=type(error).__name__, reason=str(error))
+
+    before, sys.unraisablehook = sys.unraisablehook, note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -161,6 +161,23 @@ def test_a_cancel_needs_no_certificate(
         assert client.read_until("E")[-1].fields["C"] == "57014"
 
 
+def test_a_host_name_that_is_no_text_fails_alone_and_makes_one_line_in_the_log(
+    worlds: dict[str, World], acme: TenantUnderTest, certificates: Certificates
+) -> None:
+    proxy = worlds["require"].proxy
+    handshake = certificates.context("postgresql").wrap_bio(
+        ssl.MemoryBIO(), hello := ssl.MemoryBIO(), server_hostname="zzzz.example.com"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    with proxy.connect() as client:
+        client.send(hello.read().replace(b"zzzz", b"\xff\xfe\xc3("))
+        assert client.sock.recv(1) in {b"", b"\x15"}, "an alert at most"
+    wait_until(lambda: "error ignored" in proxy.logs(), what="a line in the log")
+    assert "Traceback" not in proxy.logs()
+    assert outcome(worlds["require"], acme) == acme.database.name
+
+
 @pytest.mark.parametrize("negotiation", ["postgres", "direct"])
 @pytest.mark.parametrize("host", ["localhost", f"acme.{DOMAIN}", f"special.{DOMAIN}"])
 def test_libpq_verifies_the_certificate_of_each_host_name(
