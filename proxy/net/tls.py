@@ -8,6 +8,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from proxy.net.handshake_io import tls_reason
@@ -17,6 +18,9 @@ ALPN: Final = "postgresql"
 """The protocol name of PostgreSQL, registered with IANA; without it direct TLS is refused."""
 
 MAX_CONTEXTS: Final = 256
+
+DESCRIPTORS: Final = Path("/proc/self/fd")
+"""Where Linux shows a process its own files, those that only exist in memory too."""
 
 TLS_VERSIONS: Final = {TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3}
 
@@ -41,11 +45,11 @@ def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) ->
 @contextmanager
 def _as_file(data: bytes) -> Iterator[str]:
     """A file with this content, in memory where the system can do that: OpenSSL's API in Python wants a path."""
-    if hasattr(os, "memfd_create"):
+    if hasattr(os, "memfd_create") and DESCRIPTORS.is_dir():
         descriptor = os.memfd_create("pgtenant")
         try:
             os.write(descriptor, data)
-            yield f"/proc/self/fd/{descriptor}"
+            yield str(DESCRIPTORS / str(descriptor))
         finally:
             os.close(descriptor)
     else:

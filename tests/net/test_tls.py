@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from harness.handshakes import Certificate, connected
 
+from proxy.net import tls
 from proxy.net.client_tls import ClientTls
 from proxy.net.handshake_io import TlsFailed
 from proxy.net.tls import MAX_CONTEXTS, ServerTlsContexts, TlsConfigError
@@ -124,3 +127,23 @@ async def test_names_given_in_handshakes_are_not_kept(certificate: Certificate) 
         await shaking
         assert tls.take_shown(descriptor).server_name == "acme.db.example.com"
         assert tls.take_shown(descriptor).server_name is None
+
+
+def test_a_key_never_lies_in_a_file_that_others_can_read(
+    certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no memory to put it in, it is a file of this user's alone, and gone at once."""
+    monkeypatch.setattr(tls, "DESCRIPTORS", tmp_path / "nowhere")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    seen: list[tuple[set[Path], int]] = []
+
+    class Context(ssl.SSLContext):
+        def load_cert_chain(self, certfile: Any, keyfile: Any = None, password: Any = None) -> None:
+            seen.append((set(tmp_path.iterdir()) - before, Path(keyfile).stat().st_mode & 0o777))
+            super().load_cert_chain(certfile, keyfile, password)
+
+    context = Context(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_certificate(context, certificate.cert.read_bytes(), certificate.key.read_bytes())
+    assert [(len(files), mode) for files, mode in seen] == [(2, 0o600)]
+    assert set(tmp_path.iterdir()) == before
