@@ -12,9 +12,8 @@ from typing import Final
 
 import structlog
 
-from proxy.auth import ClientKey, ClientKeys, Slowdown, neighbourhood
+from proxy.auth import ClientKey, ClientKeys, Slowdown
 from proxy.errors import (
-    CERTIFICATE_OF_ANOTHER,
     INTERNAL,
     INVALID_OPTIONS,
     LOGIN_TIMEOUT,
@@ -27,22 +26,20 @@ from proxy.errors import (
     TOO_MANY_CLIENTS,
     Failure,
 )
-from proxy.net.client_authentication import Proof, is_certified
+from proxy.net.client_authentication import Proof
 from proxy.net.client_handshake import (
     AuthPolicy,
     ClientGone,
     Greeting,
     GreetPolicy,
-    authenticate,
-    channel_of,
     farewell,
     greet,
     login_complete,
     send_failure,
 )
 from proxy.net.client_link import ClientLink
-from proxy.net.client_tls import ClientTlsMode
 from proxy.net.dialer import Dialer, serving
+from proxy.net.doorkeeper import Doorkeeper
 from proxy.net.handshake_io import HandshakeSocket, TlsFailed, Turnstile
 from proxy.net.hub import KEY_REFUSED, Hub, held_back
 from proxy.net.link_host import MODE_SESSION
@@ -115,7 +112,6 @@ class Visit:
     deadline: asyncio.Timeout | None = None
     user: str | None = None
     tenant: str | None = None
-    barred: bool = False
 
     @property
     def host(self) -> str:
@@ -152,7 +148,10 @@ class FrontDoor:
     ) -> None:
         self._hub = hub
         self._client_keys = client_keys
-        self._slowdown = settings.slowdown
+        tls = settings.greet.tls
+        self._keeper = Doorkeeper(
+            resolver, settings.auth, settings.slowdown, None if tls is None else tls.mode, clock=clock
+        )
         self._resolver = resolver
         self._tenancy = tenancy
         self._statuses = statuses
@@ -169,7 +168,6 @@ class FrontDoor:
         self.clients: dict[int, ClientLink] = {}
         self.refused: dict[str, int] = {}
         self.logins = 0
-        self.slowed = 0
         self.internal_errors = 0
         self.stopping = False
 
@@ -232,6 +230,11 @@ class FrontDoor:
             pinned_by=", ".join(pin_names(client.ever_pinned)) or None,
         )
 
+    @property
+    def slowed(self) -> int:
+        """How many logins had to wait because of earlier failures."""
+        return self._keeper.slowed
+
     async def close(self) -> None:
         """Stop the probes that are under way."""
         await self._flights.close()
@@ -251,40 +254,12 @@ class FrontDoor:
         visit.user = selectors.user
         resolution = await self._resolver.resolve(selectors, visit.host)
         visit.tenant = resolution.route.slug if resolution.route is not None else None
-        proof = await self._prove(io, greeting, resolution, visit)
+        proof = await self._keeper.prove(io, greeting, resolution, visit.host)
         if resolution.failure is not None:
             raise resolution.failure
         _keep_to_own_limit(visit, resolution)
-        tls = self._settings.greet.tls
-        if tls is not None and tls.mode is ClientTlsMode.VERIFY_FULL:
-            check_owner(greeting, resolution)
+        self._keeper.check_owner(greeting, resolution)
         await self._admit(io, greeting, resolution, visit, proof)
-
-    async def _prove(self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, visit: Visit) -> Proof:
-        """Have a client prove who it is; after failures only once it has waited, whether or not it would succeed now.
-
-        Else who guesses would know at once which answers are worth waiting for.
-        """
-        attempts = (resolution.spelled, neighbourhood(visit.host))
-        delay = self._slowdown.delay(attempts, self._clock())
-        if delay:
-            self.slowed += 1
-            log.info("login slowed", tenant=visit.tenant, user=visit.user, address=visit.address, seconds=delay)
-            await asyncio.sleep(delay)
-        try:
-            proof = await authenticate(
-                io, resolution.selectors.user, resolution, self._settings.auth, channel_of(greeting)
-            )
-            if not await self._resolver.confirm(resolution):
-                raise resolution.refusal
-        except Failure as failure:
-            if failure is resolution.refusal:
-                self._slowdown.failed(attempts, self._clock())
-                self._resolver.doubt(resolution)
-                visit.barred = resolution.barred
-            raise
-        self._slowdown.succeeded(attempts)
-        return proof
 
     async def _admit(
         self,
@@ -466,8 +441,6 @@ class FrontDoor:
         await self._dialer.cancel(entry, lambda: serving(entry, client, readies))
 
     async def _refuse(self, io: HandshakeSocket, visit: Visit, failure: Failure) -> None:
-        if visit.barred:
-            log.warning("the tenant's clients may not come from this address", tenant=visit.tenant, address=visit.host)
         says = {"debug": log.debug, "info": log.info, "warning": log.warning, "error": log.error}
         self._count_refusal(visit, failure.spec.name, failure.message, says[failure.spec.log_level])
         await send_failure(io, failure)
@@ -483,20 +456,6 @@ class FrontDoor:
             reason=reason,
             duration=round(self._clock() - visit.started, 4),
         )
-
-
-def check_owner(greeting: Greeting, resolution: Resolution) -> None:
-    """Hold the name in a client's certificate against the login: `app`, or with its tenant `app.acme`, or as it says.
-
-    Raises Failure where the certificate is somebody else's.
-    """
-    peer = None if greeting.tls is None else greeting.tls.peer
-    user = resolution.user
-    if resolution.login is not None and is_certified(resolution.login, peer):
-        return
-    slug = "" if resolution.route is None else resolution.route.slug
-    if peer is None or peer.common_name not in {user, f"{user}.{slug}"}:
-        raise Failure(CERTIFICATE_OF_ANOTHER, user=user)
 
 
 def _keep_to_own_limit(visit: Visit, resolution: Resolution) -> None:
