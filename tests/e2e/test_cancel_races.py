@@ -20,7 +20,7 @@ from harness.world import World
 from proxy.demo.facts import ServerFacts
 from registry.contract import Address, Limits
 
-PROXY = {"pool": {"cancel_wait": 30.0}}
+PROXY = {"pool": {"cancel_wait": 30.0, "max_cancels": 1}}
 CANCEL_REQUEST = struct.pack("!I", 80877102)
 LOCK = "select pg_advisory_xact_lock(7)"
 SHORT = "select pg_sleep(0.3)"
@@ -128,6 +128,23 @@ def test_a_request_that_nobody_confirms_costs_the_backend(
         assert outcome(other) == ""
         assert "cancel request not confirmed" in proxy.logs()
     gate.release()
+
+
+def test_a_server_that_is_slow_to_answer_holds_up_no_other_servers_requests(
+    world: World, gate: Gate, tenant: TenantUnderTest, pg18: ServerFacts
+) -> None:
+    neighbour = world.tenant_on_own_server(pg18)
+    with login(world.proxy, tenant) as slow, login(world.proxy, neighbour) as quick:
+        with running(slow, tenant):
+            gate.hold(after=0)
+            ask_to_cancel(slow)
+            wait_until(lambda: gate.passages, what="a connection that waits")
+            quick.send(query("select pg_sleep(30)"))
+            wait_until(lambda: neighbour.database.backends("wait_event = 'PgSleep'") == 1, what="a query")
+            ask_to_cancel(quick)
+            assert outcome(quick) == "57014"
+        gate.release()
+    world.wait_for_rest(tenant)
 
 
 def test_many_requests_for_one_query_are_not_all_sent(world: World, gate: Gate, tenant: TenantUnderTest) -> None:
