@@ -268,13 +268,13 @@ def test_a_stored_password_of_the_same_role_is_used(world: World, pg17: ServerFa
     assert pools == 1
 
 
-def test_a_role_with_least_rights_asks_by_a_function(world: World, pg17: ServerFacts) -> None:
-    database = world.database(pg17, "asking")
+def test_a_role_with_least_rights_asks_by_a_function(world: World, pg18: ServerFacts) -> None:
+    database = world.database(pg18, "asking")
     asker, password = database.role, database.password
     database.psql(FUNCTION.format(asker=asker))
     place = enter(
         world,
-        pg17,
+        pg18,
         "leastrights",
         auth_user=asker,
         auth_password=Secret(password),
