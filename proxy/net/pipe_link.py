@@ -21,7 +21,7 @@ from proxy.net.stream import HIGH_WATER, LOW_WATER
 from proxy.pool.ledger import CLOSING, BackendEntry, PoolLedger
 from proxy.session.parameters import ParameterSet
 from proxy.session.replication import CommandFilter
-from proxy.session.replies import OWE_QUERY
+from proxy.session.reply_queue import OWE_QUERY
 
 
 class Seat:

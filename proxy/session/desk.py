@@ -17,7 +17,8 @@ from typing import Final
 
 from mypy_extensions import i64
 
-from proxy.session.replies import (
+from proxy.session.replies import BackState
+from proxy.session.reply_queue import (
     HALT_INJECTED,
     HALT_QUIET,
     OWE_BIND,
@@ -27,7 +28,6 @@ from proxy.session.replies import (
     OWE_FUNCTION,
     OWE_PARSE,
     OWE_QUERY,
-    BackState,
 )
 from proxy.session.statements import (
     ALL_STATEMENTS,

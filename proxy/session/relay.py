@@ -16,8 +16,8 @@ from mypy_extensions import i64
 from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, VERBATIM, Desk
 from proxy.session.markers import known_in_advance
 from proxy.session.pins import PIN_DOUBT, PIN_STATEMENT, PIN_UNNAMED
-from proxy.session.replies import (
-    HOLD_LIMIT,
+from proxy.session.replies import HOLD_LIMIT, BackState
+from proxy.session.reply_queue import (
     OWE_BIND,
     OWE_CLOSE,
     OWE_CLOSE_STATEMENT,
@@ -26,7 +26,6 @@ from proxy.session.replies import (
     OWE_FUNCTION,
     OWE_PARSE,
     OWE_QUERY,
-    BackState,
 )
 from proxy.session.set_statements import UNREADABLE, TouchedSettings
 from proxy.session.texts import Texts

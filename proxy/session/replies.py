@@ -1,4 +1,4 @@
-"""The reply queue of a backend: what it owes, and when it may be given to someone else.
+"""What a backend says: which of it is for its client, and when the backend may be given to someone else.
 
 `BackState` reads the bytes that a server sends, once and without copying, and answers how much of a chunk may be
 forwarded as it is; what is left over is the beginning of a frame that has to be seen whole and comes back with the
@@ -26,7 +26,22 @@ from proxy.session.pins import (
     TO_CHECK,
     TO_RESET,
 )
-from proxy.session.statements import NOTE_DUPLICATE, NOTE_FAIL, QUOTED_PREFIX, Note, Shelf, shape_of
+from proxy.session.reply_queue import (
+    COPY_END,
+    NOTED,
+    OWE_BIND,
+    OWE_CLOSE,
+    OWE_CLOSE_STATEMENT,
+    OWE_DESCRIBE,
+    OWE_EXECUTE,
+    OWE_FUNCTION,
+    OWE_PARSE,
+    OWE_QUERY,
+    OWE_SYNC,
+    SWALLOW,
+    ReplyQueue,
+)
+from proxy.session.statements import NOTE_DUPLICATE, NOTE_FAIL, QUOTED_PREFIX, shape_of
 from proxy.wire.framing import (
     B_AUTHENTICATION,
     B_BACKEND_KEY_DATA,
@@ -64,30 +79,8 @@ MAX_SHORT_FRAME: Final = 65536
 SHORT_TYPES: Final = b"ZSCGHIWKRcns123"
 MAX_ERRORS: Final = 16
 """Errors of one chunk whose SQLSTATE is counted."""
-
-# What a forwarded message owes.
-OWE_QUERY: Final = 1
-OWE_SYNC: Final = 2
-OWE_FUNCTION: Final = 3
-OWE_PARSE: Final = 4
-OWE_BIND: Final = 5
-OWE_DESCRIBE: Final = 6
-OWE_EXECUTE: Final = 7
-OWE_CLOSE: Final = 8
-OWE_CLOSE_STATEMENT: Final = 9
-COPY_END: Final = 10
-"""Not a debt: the place in the queue where CopyDone or CopyFail was forwarded before CopyInResponse was seen."""
-SWALLOW: Final = 64
-"""Added to a debt whose replies are for the proxy and not for the client."""
-NOTED: Final = 128
-"""Added to a debt whose reply says something of a named statement: the first of `Shelf.notes` is its."""
 MAX_SHAPE: Final = 1 << 20
 """The longest description of a statement, in bytes, that is read for the proxy itself."""
-
-# Why a client's messages are held back although it has a backend.
-HALT_NOT: Final = 0
-HALT_QUIET: Final = 1
-HALT_INJECTED: Final = 2
 
 _C: Final = 0x43
 _D: Final = 0x44
@@ -100,26 +93,13 @@ _T: Final = 0x54
 _U: Final = 0x55
 
 
-class BackState:
+class BackState(ReplyQueue):
     """A backend's side of the conversation: what it owes, and in which state that leaves it."""
 
     def __init__(self, limit: int = 0) -> None:
-        self.queue: list[int] = []
-        self.head: i64 = 0
-        self.shelf: Shelf = Shelf(limit)
-        self.own: i64 = 0
-        self.halted: int = HALT_NOT
-        self.resumed: bool = False
+        super().__init__(limit)
         self.cleared: bool = False
-        self.unnamed_lost: bool = False
         self.answer: bytes = b""
-        self.description: bytes = b""
-        self.closing_names: list[bytes] = []
-        self.skipping: bool = False
-        self.copy_in: bool = False
-        self.sync_dropped: bool = False
-        self.open_batch: bool = False
-        self.doubt: bool = False
         self.status: i64 = STATUS_IDLE
         self.left: i64 = 0
         self.fault: str = ""
@@ -127,7 +107,6 @@ class BackState:
         self.params_changed: bool = False
         self.swallowing: bool = False
         self.swallowing_own: bool = False
-        self.remarks: bool = False
         self.fatal: bool = False
         self.readies: i64 = 0
         self.idles: i64 = 0
@@ -138,15 +117,6 @@ class BackState:
         self.queries: i64 = 0
         self.errors: list[bytes] = []
         self.closed_names: list[bytes] = []
-        self.unnamed_owner: i64 = 0
-
-    def owes(self) -> bool:
-        """Say whether any reply is outstanding."""
-        return self.head < len(self.queue)
-
-    def will_answer(self) -> bool:
-        """Say whether replies are outstanding that come without anything more being sent."""
-        return self.owes() and not (self.open_batch or self.copy_in or self.doubt or self.skipping)
 
     def releasable(self) -> bool:
         """Say whether this backend is between transactions with nothing outstanding."""
@@ -170,36 +140,6 @@ class BackState:
         self.swallowed_error = b""
         self.swallowing_own = True
 
-    def owe_own(self, debt: int, note: Note) -> None:
-        """Note a message of the proxy's own about a statement, whose reply is swallowed unless it is an error."""
-        self.queue.append(debt | SWALLOW | NOTED)
-        self.shelf.notes.append(note)
-        self.own += 1
-
-    def owe_noted(self, debt: int, note: Note) -> None:
-        """Note a forwarded message whose reply says what becomes of a client's name."""
-        self.queue.append(debt | NOTED)
-        self.shelf.notes.append(note)
-
-    def quiet(self) -> bool:
-        """Say whether all replies are in that come without a Sync, or none can be told any more."""
-        return self.head == len(self.queue) or self.copy_in or self.doubt
-
-    def resumes(self) -> bool:
-        """Say once that what the client's messages were held back for (`halted`) is over."""
-        if self.halted == HALT_QUIET and self.quiet():
-            self.halted = HALT_NOT
-            self.resumed = True
-        resumed = self.resumed
-        self.resumed = False
-        return resumed
-
-    def owe(self, debt: int) -> None:
-        """Note that a message was forwarded which owes `debt`; nothing is owed while the server skips to Sync."""
-        # A queue that cannot be followed any more would only grow.
-        if not self.skipping and not self.doubt:
-            self.queue.append(debt)
-
     def forwarded_query(self) -> None:
         """Note a Query or a FunctionCall that was forwarded.
 
@@ -208,24 +148,6 @@ class BackState:
         """
         if self.open_batch and not self.doubt:
             self.pins |= PIN_DOUBT
-
-    def forwarded_sync(self) -> None:
-        """Note a forwarded Sync, which a server that copies in ignores."""
-        if self.doubt:
-            return
-        if self.copy_in:
-            self.sync_dropped = True
-            return
-        self.skipping = False
-        self.open_batch = False
-        self.queue.append(OWE_SYNC)
-
-    def forwarded_copy_end(self) -> None:
-        """Note a forwarded CopyDone or CopyFail; before CopyInResponse is seen its place in the queue matters."""
-        if self.copy_in:
-            self.copy_in = False
-        elif self.head < len(self.queue) and not self.doubt:
-            self.queue.append(COPY_END)
 
     def scan(self, data: bytes, start: i64) -> i64:
         """Judge the bytes of `data` from `start` on and return how many of them are dealt with.
@@ -295,9 +217,6 @@ class BackState:
             elif mixed and was_swallowing != self._next_is_own():
                 break
         return pos - start
-
-    def _next_is_own(self) -> bool:
-        return self.head < len(self.queue) and (self.queue[self.head] & SWALLOW) != 0
 
     def _hides_error(self, data: bytes, pos: i64, end: i64) -> bool:
         """Say whether an error is not for the client as it is: see `answer`.
@@ -391,38 +310,6 @@ class BackState:
             self._parameter(data, pos, end)
         elif kind == B_ERROR:
             self._note_error(data, pos, end)
-
-    def _first(self) -> int:
-        if self.head < len(self.queue):
-            return self.queue[self.head] & 63
-        return 0
-
-    def _pop(self) -> None:
-        if self.queue[self.head] >= SWALLOW:
-            self._settle_own(self.queue[self.head])
-        self.head += 1
-        while self.head < len(self.queue) and self.queue[self.head] == COPY_END:
-            self.head += 1
-        if self.head == len(self.queue):
-            self.queue.clear()
-            self.head = 0
-            if self.halted:
-                self.remarks = True
-        elif self.head >= 4096:
-            del self.queue[: self.head]
-            self.head = 0
-
-    def _settle_own(self, entry: int) -> None:
-        """Take note of the reply to a message that the proxy has sent or looked into."""
-        if entry & SWALLOW and entry & 63 != OWE_QUERY:
-            self.own -= 1
-        if entry & NOTED and self.shelf.settle(self.description):
-            self._end_injection()
-
-    def _end_injection(self) -> None:
-        self.halted = HALT_NOT
-        self.resumed = True
-        self.remarks = True
 
     def _settle(self, debt: int) -> None:
         if self._first() == debt:
@@ -527,37 +414,6 @@ class BackState:
             self.errors.append(sqlstate_of(data, pos + 5, end))
         if b"\0VFATAL\0" in data[pos : min(end, pos + 64)]:
             self.fatal = True
-
-    def _drop_to_sync(self) -> None:
-        """Forget what the server skips after an error in extended mode: all up to the next Sync."""
-        failed = self.head
-        parse_skipped = False
-        notes = 0
-        while self.head < len(self.queue):
-            entry = self.queue[self.head]
-            debt = entry & 63
-            if debt == OWE_SYNC:
-                break
-            if entry & NOTED:
-                notes += 1
-            if entry & SWALLOW and debt != OWE_QUERY:
-                self.own -= 1
-            if debt == OWE_CLOSE_STATEMENT:
-                self.closing_names.pop(0)
-            elif entry == OWE_PARSE and self.head > failed:
-                parse_skipped = True
-            self.head += 1
-        if notes and self.shelf.undo(notes):
-            self._end_injection()
-        if parse_skipped and OWE_PARSE not in self.queue[self.head :]:
-            # The unnamed statement may still be that of another client.
-            self.unnamed_owner = 0
-            self.unnamed_lost = True
-        if self.head < len(self.queue):
-            return
-        self.queue.clear()
-        self.head = 0
-        self.skipping = True
 
     def _copy_in_begins(self) -> None:
         """Enter copy-in: Syncs already forwarded ahead of the end of the data are ignored by the server."""
