@@ -39,7 +39,7 @@ def drivers(
     patience: Annotated[
         float, typer.Option(min=1, help="Seconds of silence after which a scenario has failed")
     ] = PATIENCE,
-    cache: Annotated[Path, typer.Option(help="Where drivers are installed")] = CACHE,
+    cache: Annotated[Path, typer.Option(resolve_path=True, help="Where drivers are installed")] = CACHE,
     write: Annotated[bool, typer.Option("--write", help="Write docs/compatibility.md anew; needs a full run")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything observed that differs as JSON")] = False,
 ) -> None:

@@ -70,7 +70,7 @@ EXPLANATIONS = (
         "A setting that is changed inside of a function is changed where no proxy can see it: in transaction mode it "
         'stays on that backend. Use `SET` itself, or `reset = "always"` for the tenant.',
         (Scenario.SETTINGS,),
-        "hidden",
+        "hidden*",
         (Way.TRANSACTION,),
     ),
     Explanation(

@@ -187,6 +187,7 @@ def _churn(url: str, number: int, stop: threading.Event) -> None:
                 sslmode="disable",
             ) as connection:
                 while not stop.wait(chance.uniform(0.001, 0.008)):
+                    connection.execute(f"set work_mem to '{chance.randrange(100, 200)}kB'")
                     connection.execute("select pg_sleep(%s)", [chance.uniform(0, 0.004)])
                     connection.commit()
         except psycopg.OperationalError:

@@ -13,6 +13,7 @@ ZONES = ("Asia/Kathmandu", "America/Caracas")
 PATIENCE = 5.0
 SILENCE = 0.3
 TURNS_TLS = 8
+IN_ORDER = "select id from items order by id"
 
 
 def transactions(driver: Driver, place: Place, notes: Notes) -> None:
@@ -127,6 +128,8 @@ def cursors(driver: Driver, place: Place, notes: Notes) -> None:
             rows = session.stream("select generate_series(1, 10000)", 3000)
             notes.note("many", sum(row[0] for row in rows))
         notes.optional("with hold", lambda: sum(row[0] for row in session.held("select id from items", 10)))
+        if notes.driver.streams_outside:
+            notes.outcome("outside of a transaction", lambda: sum(r[0] for r in session.stream(IN_ORDER, 7)))
         with session.transaction():
             session.query("declare by_hand cursor for select id from items order by id")
             notes.note("by hand", [session.query("fetch 2 from by_hand"), session.query("fetch 2 from by_hand")])

@@ -145,6 +145,8 @@ class Driver(ABC):
     """A driver; `errors` are its exceptions."""
 
     errors: tuple[type[Exception], ...]
+    streams_outside: bool = False
+    """Whether it reads in portions outside of a transaction, too, with a cursor that is held."""
 
     @abstractmethod
     def connect(self, url: str, *, application_name: str = "", **options: Any) -> Session: ...

@@ -150,6 +150,7 @@ class Django(Driver):
     """Django with its defaults: values in the text, no prepared statements; with `server_side` both are on."""
 
     errors = (Error, psycopg.Error)
+    streams_outside = True
 
     def __init__(self, *, server_side: bool) -> None:
         configure()
