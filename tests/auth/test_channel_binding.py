@@ -11,10 +11,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.auth import (
     MECHANISM,
     MECHANISM_PLUS,
+    AuthError,
     ChannelBindingFailed,
     MalformedExchange,
     ScramClient,
@@ -52,6 +55,13 @@ def client(mechanism: Mechanism) -> ScramClient:
 def log_in(one: ScramClient, other: ScramServer) -> None:
     challenge = other.start(one.mechanism.name, one.first())
     one.verify(other.step(one.respond(challenge)))
+
+
+def log_in_with(other: ScramServer, mechanism: str, *messages: bytes) -> None:
+    first, *rest = messages
+    other.start(mechanism, first)
+    for message in rest:
+        other.step(message)
 
 
 @pytest.mark.parametrize("algorithm", [hashes.SHA256(), hashes.SHA384(), hashes.SHA512()], ids=lambda one: one.name)
@@ -123,6 +133,18 @@ def test_a_downgrade_is_noticed() -> None:
 def test_headers_that_do_not_fit_the_mechanism_are_refused(mechanism: str, first: bytes) -> None:
     with pytest.raises(MalformedExchange):
         server().start(mechanism, first)
+
+
+@given(
+    st.sampled_from(BOTH),
+    st.sampled_from([b"", b"n,,", b"y,,", b"p=tls-server-end-point,,"]),
+    st.binary(max_size=60),
+    st.binary(max_size=60),
+)
+def test_whatever_a_client_says_fails_as_logins_do(mechanism: str, header: bytes, first: bytes, final: bytes) -> None:
+    other = server()
+    with pytest.raises(AuthError):
+        log_in_with(other, mechanism, header + first, final)
 
 
 @pytest.mark.parametrize("binding", [b"", b"n,,", b"p=tls-server-end-point,,", b"p=tls-server-end-point,," + HERE[:-1]])
