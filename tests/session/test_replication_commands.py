@@ -67,18 +67,23 @@ def test_who_may_replicate_servers_is_not_limited() -> None:
     assert CommandFilter(limited=False).pass_on(every) is every
 
 
-MESSAGES = st.one_of(
-    st.sampled_from([command(text) for text in LOGICAL]).map(lambda message: (message, message)),
-    st.sampled_from([command(text) for text in PHYSICAL]).map(lambda message: (message, REPLACED)),
-    st.just(command(b"BASE_BACKUP " + b"x" * 3 * LOOK)).map(lambda message: (message, REPLACED)),
-    st.just(command(b"select '" + b"x" * 3 * LOOK + b"'")).map(lambda message: (message, message)),
+# What is sent, and what is passed on of it.
+MESSAGES = [
+    *[(command(text), command(text)) for text in LOGICAL],
+    *[(command(text), REPLACED) for text in PHYSICAL],
+    (command(b"BASE_BACKUP " + b"x" * 3 * LOOK), REPLACED),
+    *[(message, message) for message in (command(b"select '" + b"x" * 3 * LOOK + b"'"), framed(b"c", b""))],
     # Data may say what it likes.
-    st.sampled_from([framed(b"d", command(b"BASE_BACKUP")), framed(b"c", b"")]).map(lambda message: (message, message)),
+    (framed(b"d", command(b"BASE_BACKUP")), framed(b"d", command(b"BASE_BACKUP"))),
+]
+
+
+@given(
+    chosen=st.lists(st.integers(0, len(MESSAGES) - 1), max_size=6),
+    sizes=st.lists(st.integers(1, 5000), min_size=1),
 )
-
-
-@given(messages=st.lists(MESSAGES, max_size=6), sizes=st.lists(st.integers(1, 5000), min_size=1))
-def test_the_answer_is_the_same_however_the_bytes_come(messages: list[tuple[bytes, bytes]], sizes: list[int]) -> None:
+def test_the_answer_is_the_same_however_the_bytes_come(chosen: list[int], sizes: list[int]) -> None:
+    messages = [MESSAGES[number] for number in chosen]
     data = b"".join(message for message, _ in messages)
     commands = CommandFilter(limited=True)
     passed = b""
