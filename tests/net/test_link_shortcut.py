@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.linkworld import LinkWorld, Peer
 from harness.rawclient import bind, execute, parse, query, sync
 from harness.relaymodel import kinds
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.net.client_link import ClientLink
@@ -47,7 +47,7 @@ class Shortcut:
 
     def send(self, number: int) -> None:
         client, peer = self.clients[number % len(self.clients)]
-        if client.backend is not None or client.waiter is not None or not client.polled:
+        if client.backend is not None or client.waiter is not None or not client.polled or client.finishing:
             return
         pool = client.pool
         plan = plan_acquire(self.world.node, pool, self.world.selector.now)
@@ -160,6 +160,7 @@ class Shortcut:
 
 
 @settings(max_examples=60, deadline=None)
+@example(1, 1, [("send", 52), ("suspend", 50), ("resume", 0), ("send", 25)])
 @given(
     st.integers(1, 3), st.integers(1, 4), st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 99)), max_size=60)
 )
