@@ -6,9 +6,11 @@ from proxy.errors import Failure
 from proxy.wire.reports import ErrorResponse, NoticeResponse
 
 
-def error_response(failure: Failure) -> bytes:
-    """Encode what a client is told."""
-    return ErrorResponse.build(failure.severity.value, failure.sqlstate, failure.message, hint=failure.hint).encode()
+def error_response(failure: Failure, *, routine: str | None = None) -> bytes:
+    """Encode what a client is told; with the routine of PostgreSQL's in whose place the proxy says it, if any."""
+    return ErrorResponse.build(
+        failure.severity.value, failure.sqlstate, failure.message, hint=failure.hint, routine=routine
+    ).encode()
 
 
 def warning(failure: Failure) -> bytes:

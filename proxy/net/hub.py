@@ -331,7 +331,8 @@ class Hub(Effects, LinkHost):
         """See `LinkHost`."""
         failure = Failure(RESULT_TYPE_CHANGED)
         client.pool.counters.count_error(failure.sqlstate)
-        return error_response(failure)
+        # asyncpg, postgres.js and pgjdbc prepare again when it is this routine that complains.
+        return error_response(failure, routine="RevalidateCachedQuery")
 
     def internal_error(self, link: Stream, error: BaseException) -> None:
         """See `LinkHost`."""

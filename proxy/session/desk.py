@@ -327,6 +327,8 @@ class Desk:
         named = book.names.get(name)
         if named is None:
             return None
+        fresh = book.fresh
+        book.fresh = None
         statement = named.statement
         table = self.table
         if table is not None and statement.meaning is not self.meaning and statement.meaning != self.meaning:
@@ -339,11 +341,11 @@ class Desk:
                 shelf.touch(copy)
                 return copy
             if len(copy.shape) != 0:
-                if len(named.shape) == 0 or copy.shape == named.shape:
+                if len(named.shape) == 0 or copy.shape == named.shape or statement.is_loose:
                     named.shape = copy.shape
                     shelf.touch(copy)
                     return copy
-                if copy is book.fresh:
+                if copy is fresh:
                     self.need = NEED_QUIET if back.owes() else NEED_ERROR
                     return None
         self.needed = named

@@ -214,6 +214,7 @@ class FrontState:
                 if verdict == STOP:
                     break
                 back.forwarded_query()
+                back.unnamed_owner = 0
                 if verdict != TAKEN:
                     back.owe(OWE_QUERY)
                 self.pins |= self.texts.query(data, pos + 5, min(end, after), after <= end)

@@ -139,6 +139,7 @@ class BackState(ReplyQueue):
         self.queue.append(OWE_QUERY | SWALLOW)
         self.swallowed_error = b""
         self.swallowing_own = True
+        self.unnamed_owner = 0
 
     def forwarded_query(self) -> None:
         """Note a Query or a FunctionCall that was forwarded.

@@ -57,10 +57,14 @@ _DEALLOCATE: Final = re.compile(
     re.IGNORECASE,
 )
 LONGEST_DEALLOCATE: Final = 400
+_LOOSE: Final = re.compile(rb"\s*(?:FETCH|MOVE|EXECUTE)\b", re.IGNORECASE)
 
 
 class Statement:
-    """A query text with its parameter types (`body`, as in Parse) under certain settings (`meaning`)."""
+    """A query text with its parameter types (`body`, as in Parse) under certain settings (`meaning`).
+
+    The result of a loose one is that of a cursor or statement it names, which PostgreSQL does not look at again either.
+    """
 
     def __init__(self, ident: int, body: bytes, meaning: bytes) -> None:
         self.ident: int = ident
@@ -68,6 +72,7 @@ class Statement:
         self.body: bytes = body
         self.meaning: bytes = meaning
         self.shape: bytes = b""
+        self.is_loose: bool = _LOOSE.match(body) is not None
 
 
 class Copy:
@@ -92,7 +97,7 @@ class Book:
     """The named statements of one client.
 
     `noted` is the number of the client's batch whose replies may still change the names; `unsure` says that a
-    statement is on its way that deallocates all.  `fresh` is the copy made last for this client.
+    statement is on its way that deallocates all.  `fresh` is the copy made for the next message.
     """
 
     def __init__(self) -> None:

@@ -62,14 +62,26 @@ class _Fields:
 
     @classmethod
     def build(
-        cls, severity: str, sqlstate: str, message: str, *, detail: str | None = None, hint: str | None = None
+        cls,
+        severity: str,
+        sqlstate: str,
+        message: str,
+        *,
+        detail: str | None = None,
+        hint: str | None = None,
+        routine: str | None = None,
     ) -> Self:
-        """Make the message from the fields that a proxy has something to say in."""
+        """Make the message from the fields that a proxy has something to say in.
+
+        `routine` is that of PostgreSQL's which reports this error; some drivers tell errors apart by it.
+        """
         fields = [("S", severity), ("V", severity), ("C", sqlstate), ("M", message)]
         if detail is not None:
             fields.append(("D", detail))
         if hint is not None:
             fields.append(("H", hint))
+        if routine is not None:
+            fields.append(("R", routine))
         return cls(tuple(fields))
 
     @classmethod

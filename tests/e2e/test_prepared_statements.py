@@ -288,6 +288,20 @@ def test_answers_are_those_of_the_server_itself(
                 assert answers(client) == expected, batch
 
 
+def test_unnamed_statement_is_made_again_where_a_query_of_somebody_else_has_ended_it(
+    world: World, tenant: TenantUnderTest
+) -> None:
+    with proxied(world, tenant) as client, proxied(world, tenant, options="-c search_path=other") as other:
+        for step in (
+            [parse("select 'mine'")],
+            [describe(kind="S")],
+            [bind(), describe(), execute()],
+            [bind(), execute()],
+        ):
+            assert "E" not in kinds(ask(client, *step, sync()))
+            other.query("select 1")
+
+
 def test_unnamed_statement_is_made_again_where_it_is_used(world: World, tenant: TenantUnderTest) -> None:
     with proxied(world, tenant) as client:
         ask(client, parse("select 'unnamed'"), bind(), execute(), sync())
@@ -317,10 +331,26 @@ def test_changed_result_type_is_refused_on_a_backend_that_never_saw_the_old_one(
             client.query("rollback")
             assert error(ask(client, *use)) == expected
         assert error(ask(client, *use)) == expected
-        ask(client, parse(text, "fresh"), describe("fresh", kind="S"), sync())
+        for name in ("fresh", "s"):
+            ask(client, close(name), parse(text, name), describe(name, kind="S"), sync())
+            with busy(world, tenant):
+                assert "D" in kinds(ask(client, bind(statement=name), execute(), sync()))
+            assert "D" in kinds(ask(client, bind(statement=name), execute(), sync()))
+
+
+def test_cursor_that_is_gone_is_missed_by_a_prepared_fetch(world: World, tenant: TenantUnderTest) -> None:
+    use = [bind(statement="f"), execute(), sync()]
+    with proxied(world, tenant) as client, direct(tenant) as own:
+        for each in (client, own):
+            each.query("begin")
+            each.query("declare c cursor for select 1")
+            ask(each, parse("fetch 1 from c", "f"), sync())
+            each.query("commit")
+        expected = ask(own, *use)
+        assert error(expected)[0] == "34000"
         with busy(world, tenant):
-            assert "D" in kinds(ask(client, bind(statement="fresh"), execute(), sync()))
-        assert "D" in kinds(ask(client, bind(statement="fresh"), execute(), sync()))
+            assert ask(client, *use) == expected
+        assert ask(client, *use) == expected
 
 
 def test_statement_that_can_no_longer_be_prepared_is_refused_as_by_the_server(
