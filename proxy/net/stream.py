@@ -14,17 +14,12 @@ from mypy_extensions import i64
 from proxy.net.relay_loop import EPOLLOUT, EPOLLRDHUP, Link, RelaySelector
 from proxy.net.syscalls import SocketIO
 
-READ_SMALL: Final = 448
-"""What a short query or reply fits into: so small a buffer comes from Python's own allocator."""
-READ_LARGE: Final = 65536
-CALM_READS: Final = 32
-"""Short reads in a row after which the buffer is small again."""
 HIGH_WATER: Final = 65536
 """Unsent bytes beyond which the other side is no longer read."""
 LOW_WATER: Final = 16384
 """Unsent bytes below which the other side is read again."""
 TLS_PIECE: Final = 16384
-"""Bytes offered to TLS at a time: one record, which a retry has to offer again unchanged."""
+"""Bytes read from or offered to TLS at a time: one record, which a retry has to offer again unchanged."""
 
 _TLS_WAITS: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -43,27 +38,20 @@ class Stream(Link):
         self._io: SocketIO = SocketIO(self.fd)
         self.receive: Any = self._io.receive
         self.send: Any = self._io.send
-        self.read_size: int = READ_SMALL
-        self.calm_reads: int = 0
         self.unsent: list[bytes] | None = None
         self.unsent_size: int = 0
         self.broken: bool = False
 
     def read(self) -> bytes | None:
         """Read what there is; `b""` is the end of the stream or its loss, None is nothing now."""
-        data: bytes | None = self._read_tls() if self.tls else self.receive(self.read_size)
-        if data is None:
-            return None
-        if len(data) == self.read_size:
-            self.read_size = READ_LARGE
-            self.calm_reads = 0
-        elif self.read_size != READ_SMALL:
-            self._calm_down(len(data))
+        if self.tls:
+            return self._read_tls()
+        data: bytes | None = self.receive()
         return data
 
     def _read_tls(self) -> bytes | None:
         try:
-            data: bytes = self.sock.recv(self.read_size)
+            data: bytes = self.sock.recv(TLS_PIECE)
         except _TLS_WAITS:
             return None
         except OSError:
@@ -71,15 +59,6 @@ class Stream(Link):
         if self.sock.pending() > 0:
             self.selector.serve_buffered(self)
         return data
-
-    def _calm_down(self, size: int) -> None:
-        """Go back to the small buffer when the stream has had no use for the large one for a while."""
-        if size >= READ_SMALL:
-            self.calm_reads = 0
-            return
-        self.calm_reads += 1
-        if self.calm_reads == CALM_READS:
-            self.read_size = READ_SMALL
 
     def write(self, data: bytes) -> None:
         """Write, and keep what the socket does not take; a lost connection sets `broken` and forgets the data."""

@@ -42,18 +42,16 @@ class SocketIO:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def receive(self, size: int) -> bytes | None:
-        """Read what there is, at most `size` bytes; `b""` is the end of the stream or its loss, None is nothing now."""
+    def receive(self) -> bytes | None:
+        """Read what there is, up to `MAX_READ` bytes; `b""` is the end of the stream or its loss, None nothing yet."""
         if cython.compiled:
-            # A size below zero raises OverflowError here.
-            room = cython.declare(cython.size_t, size)
-            count = recv(self._fd, buffer, min(room, cython.sizeof(buffer)), 0)
+            count = recv(self._fd, buffer, cython.sizeof(buffer), 0)
             if count >= 0:
                 data: bytes = PyBytes_FromStringAndSize(buffer, count)
                 return data
             return None if errno == EAGAIN or errno == EINTR else b""
         try:
-            return os.read(self._fd, min(size, MAX_READ))
+            return os.read(self._fd, MAX_READ)
         except BlockingIOError:
             return None
         except OSError:

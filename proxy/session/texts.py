@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from librt.strings import read_i64_le
 from mypy_extensions import i64
 
 from proxy.session.markers import calls_are_readable, session_markers
@@ -28,6 +29,21 @@ MAX_REMEMBERED: Final = 256
 """Parsed statements that change the session, remembered per client until they are bound."""
 
 
+# Seven times the same byte, for as many letters at a time.
+_SEVEN: Final = 0xFFFFFFFFFFFFFF
+_LOWER: Final = 0x20202020202020
+_LOW_BITS: Final = 0x7F7F7F7F7F7F7F
+_HIGH_BITS: Final = 0x80808080808080
+_C_SEVEN: Final = 0x63636363636363
+_D_SEVEN: Final = 0x64646464646464
+_L_SEVEN: Final = 0x6C6C6C6C6C6C6C
+_M_SEVEN: Final = 0x6D6D6D6D6D6D6D
+_P_SEVEN: Final = 0x70707070707070
+_V_SEVEN: Final = 0x76767676767676
+_UNDERSCORE_SEVEN: Final = 0x7F7F7F7F7F7F7F
+"""An underscore is changed, too, by what makes letters lower-case."""
+
+
 def may_have_markers(text: bytes, start: i64, end: i64) -> bool:
     """Say in one quick look whether `text[start:end]` may have one of the words that `session_markers` looks for.
 
@@ -41,25 +57,32 @@ def may_have_markers(text: bytes, start: i64, end: i64) -> bool:
             or lower.find(b"advisory") >= 0
             or lower.find(b"hold") >= 0
         )
-    before: i64 = 0
-    i: i64 = start
-    while i < end:
-        letter: i64 = text[i]
-        letter |= 0x20
-        if letter == 0x70:
-            if before == 0x6D:
-                return True
-        elif letter == 0x64:
-            if before == 0x6C:
-                return True
-        elif letter == 0x76:
-            if before == 0x64:
-                return True
-        elif letter == 0x63 and before == 0x7F:
+    if end - start < 8:
+        text = text[start:end].ljust(8)
+        start = 0
+        end = 8
+    last: i64 = end - 8
+    pos: i64 = start
+    while True:
+        # Seven letters at a time, in lower case, each above the one before it; no pair begins with the first of all.
+        # A pair makes a byte of zero, and only adding to such a byte leaves its highest bit clear.
+        letters: i64 = ((read_i64_le(text, pos) >> 8) & _SEVEN) | _LOWER
+        before: i64 = (letters << 8) & _SEVEN
+        temp: i64 = (letters ^ _P_SEVEN) | (before ^ _M_SEVEN)
+        hold: i64 = (letters ^ _D_SEVEN) | (before ^ _L_SEVEN)
+        advisory: i64 = (letters ^ _V_SEVEN) | (before ^ _D_SEVEN)
+        config: i64 = (letters ^ _C_SEVEN) | (before ^ _UNDERSCORE_SEVEN)
+        without: i64 = (
+            (((temp & _LOW_BITS) + _LOW_BITS) | temp)
+            & (((hold & _LOW_BITS) + _LOW_BITS) | hold)
+            & (((advisory & _LOW_BITS) + _LOW_BITS) | advisory)
+            & (((config & _LOW_BITS) + _LOW_BITS) | config)
+        )
+        if without & _HIGH_BITS != _HIGH_BITS:
             return True
-        before = letter
-        i += 1
-    return False
+        if pos == last:
+            return False
+        pos = min(pos + 6, last)
 
 
 def may_set(data: bytes, start: i64, end: i64) -> bool:

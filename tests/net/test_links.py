@@ -19,7 +19,8 @@ from harness.relaymodel import NOTICE, copy_data, copy_done, frames, kinds
 
 from proxy.errors import QUERY_CANCELED, Failure
 from proxy.net.client_link import ClientLink
-from proxy.net.stream import HIGH_WATER, READ_LARGE, Stream
+from proxy.net.stream import HIGH_WATER, Stream
+from proxy.net.syscalls import MAX_READ
 from proxy.pool.ledger import ACTIVE, CLOSING, FLAG_DIRTY, IDLE, BackendEntry, PoolLedger
 from proxy.session.parameters import ParameterSet, parameter_pairs
 
@@ -82,7 +83,7 @@ def test_client_that_does_not_read_does_not_fill_the_memory(world: LinkWorld, po
         largest = max(largest, client.unsent_size)
         assert sum(map(len, sent)) < BULK, "the server is never slowed down"
     assert largest > 0
-    assert largest <= HIGH_WATER + READ_LARGE
+    assert largest <= HIGH_WATER + MAX_READ
     before = world.selector.events
     for _ in range(20):
         world.turn()
@@ -118,7 +119,7 @@ def test_server_that_does_not_read_does_not_fill_the_memory(world: LinkWorld, po
     for _ in range(20):
         world.turn()
         stuck()
-    assert largest <= HIGH_WATER + READ_LARGE
+    assert largest <= HIGH_WATER + MAX_READ
     received = bytearray()
 
     def drained() -> bool:
@@ -132,7 +133,7 @@ def test_server_that_does_not_read_does_not_fill_the_memory(world: LinkWorld, po
     world.until(drained, "all the data")
     sender.join()
     assert hashlib.sha256(received).digest() == digest.digest()
-    assert largest <= HIGH_WATER + READ_LARGE
+    assert largest <= HIGH_WATER + MAX_READ
 
 
 # Hang-ups.
@@ -173,7 +174,7 @@ def test_waiting_client_with_more_to_say_than_is_held_is_paused_and_its_hang_up_
         return False
 
     world.until(full, "a paused client")
-    assert len(waiting.held) <= 3 * READ_LARGE
+    assert len(waiting.held) <= 3 * MAX_READ
     for _ in range(20):
         world.turn()
     before = world.selector.events
@@ -357,10 +358,10 @@ class FaultyIO:
         self._receive, self._send = link.receive, link.send
         link.receive, link.send = self.receive, self.send
 
-    def receive(self, size: int) -> bytes | None:
+    def receive(self) -> bytes | None:
         if "recv" in self.faulty:
             raise RuntimeError("recv failed oddly")
-        data: bytes | None = self._receive(size)
+        data: bytes | None = self._receive()
         return data
 
     def send(self, data: bytes) -> int:
@@ -523,7 +524,7 @@ def test_large_answers_arrive_byte_by_byte_at_a_slow_tls_client(
     reader.join()
     sender.join()
     assert bytes(received) == answer
-    assert largest <= HIGH_WATER + READ_LARGE
+    assert largest <= HIGH_WATER + MAX_READ
     world.until(lambda: backend.entry.state == IDLE)
 
 
