@@ -93,7 +93,7 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
     if touched is not None:
         spread_reset(touched, client.startup, client.parameters)
     if pins & (_STAYS | sticky) or (pins & ASKABLE and not asked):
-        if touched is not None and restored_names(touched, client.startup):
+        if touched is not None and not pins & PIN_DOUBT and restored_names(touched, client.startup):
             _ask(backend, inquire_restoring(touched, client.startup, client.parameters))
         elif pins & PIN_SESSION:
             front.touched = None
