@@ -232,6 +232,7 @@ def _settle(backend: BackendLink, client: ClientLink, inquiry: Inquiry, values: 
 def _become(client: ClientLink, parameters: ParameterSet) -> None:
     client.parameters = parameters
     client.front.desk.meaning = parameters.meaning
+    client.front.desk.shifted = False
 
 
 def _digest(backend: BackendLink, client: ClientLink) -> None:
