@@ -85,8 +85,8 @@ class Desk:
     """The named statements of one client, and its unnamed one.
 
     Without a `table` named statements are none of its business: a client that has some keeps its backend.  `meaning` is
-    that of the client's present settings (`ParameterSet.meaning`); `shifted` says that a statement has perhaps changed some
-    since, with which statements that this backend has already mean what they meant.
+    that of the client's present settings (`ParameterSet.meaning`); `shifted` says that something has perhaps changed
+    them since, under which statements that this backend has already mean what they meant.
     """
 
     def __init__(self, ident: i64, table: StatementTable | None = None, meaning: bytes = b"") -> None:
