@@ -176,8 +176,10 @@ def answered(backend: BackendLink, client: ClientLink) -> None:
         if row is None and not inquiry.within_transaction:
             front.pins |= PIN_SET
         if touched is not None:
-            for name in inquiry.restored:
+            for at, name in enumerate(inquiry.restored):
                 touched.names[name] = TOUCH_SET
+                if row is not None and inquiry.within_transaction:
+                    touched.given_back[name] = row[2 * at] or b""
         return
     if row is None or len(row) != len(inquiry.names) + len(inquiry.facts):
         # It stays as it is, and pinned.

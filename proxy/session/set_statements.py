@@ -102,12 +102,14 @@ class TouchedSettings:
     """What a client has done to its settings since their values were last known.
 
     `names` has the lower-case names and what was done (bits); `doubtful` says that some of it may not have lasted.
+    `given_back` has the startup parameters that were set again within a transaction, with the values they had before.
     """
 
-    __slots__ = ("doubtful", "everything", "names", "role", "statements", "unreadable")
+    __slots__ = ("doubtful", "everything", "given_back", "names", "role", "statements", "unreadable")
 
     def __init__(self) -> None:
         self.names: dict[bytes, int] = {}
+        self.given_back: dict[bytes, bytes] = {}
         self.everything = False
         self.unreadable = False
         self.role = False
