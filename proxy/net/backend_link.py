@@ -56,6 +56,7 @@ class BackendLink(Stream):
         self.held: bytes = b""
         self.plain: ParameterSet = plain
         self.applied: ParameterSet = plain
+        self.defaults: dict[bytes, bytes] = {}
         self.switching: ParameterSet | None = None
         self.inquiry: Inquiry | None = None
         self.leaving: bool = False
@@ -341,7 +342,7 @@ class BackendLink(Stream):
         self.held = data[pos:]
         if state.pins & REPORTED:
             state.pins &= ~REPORTED
-            state.before.clear()
+            self._note_defaults()
         if state.params_changed and not state.swallowing_own and self.switching is None:
             state.params_changed = False
             self.host.status_changed(self)
@@ -360,6 +361,13 @@ class BackendLink(Stream):
             self.switching = None
             state.params_changed = False
             self.host.settled(self)
+
+    def _note_defaults(self) -> None:
+        """Take note of parameters that have changed although nobody has set them."""
+        for name in self.state.before:
+            if name.lower() not in self.applied.values:
+                self.defaults[name.lower()] = self.state.params[name]
+        self.state.before.clear()
 
     def _only_reports(self, data: bytes) -> bool:
         pos: i64 = 0

@@ -141,7 +141,7 @@ class ClientLink(Stream):
     def switch_refused(self, message: bytes) -> None:
         """The server has refused this client's settings, and is closed: try another once, the fault may be its own."""
         self.refused_switches += 1
-        if self.refused_switches == 1 and len(self.held) != 0:
+        if self.refused_switches == 1:
             self.resume()
             return
         self.finish(

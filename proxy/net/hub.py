@@ -345,6 +345,7 @@ class Hub(Effects, LinkHost):
         """Take a backend into service that has just logged in."""
         entry = link.entry
         entry.link = link
+        link.defaults = {name.lower(): value for name, value in link.state.params.items()}
         self.selector.add(link, link.reading())
         if entry.generation != entry.pool.generation or entry.server is not entry.pool.server:
             entry.flags |= FLAG_OBSOLETE

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import i64
 
 from proxy.net.link_host import FAREWELL_TIME, TOLD_STATE_LEFT
-from proxy.pool.ledger import FLAG_DIRTY
 from proxy.session.parameters import ParameterSet
 from proxy.session.pins import (
     ASKABLE,
@@ -42,7 +41,7 @@ from proxy.session.pins import (
     pin_names,
 )
 from proxy.session.replies import BackState
-from proxy.session.set_statements import TOUCH_SET, TouchedSettings, is_safe_text
+from proxy.session.set_statements import LAST_RESET, TOUCH_RESET, TOUCH_SET, TouchedSettings, is_safe_text
 from proxy.session.tracked import (
     Inquiry,
     first_row,
@@ -92,8 +91,9 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
         asked |= ASKABLE
     if touched is not None:
         spread_reset(touched, client.startup, client.parameters)
+        _weigh_reports(backend, touched)
     if pins & (_STAYS | sticky) or (pins & ASKABLE and not asked):
-        if touched is not None and restored_names(touched, client.startup):
+        if touched is not None and not pins & PIN_DOUBT and restored_names(touched, client.startup):
             _ask(backend, inquire_restoring(touched, client.startup, client.parameters))
         elif pins & PIN_SESSION:
             front.touched = None
@@ -136,6 +136,7 @@ def restore(backend: BackendLink, client: ClientLink) -> None:
     if touched is None:
         return
     spread_reset(touched, client.startup, client.parameters)
+    _weigh_reports(backend, touched)
     if restored_names(touched, client.startup):
         inquiry = inquire_restoring(touched, client.startup, client.parameters)
         inquiry.within_transaction = True
@@ -175,8 +176,10 @@ def answered(backend: BackendLink, client: ClientLink) -> None:
         if row is None and not inquiry.within_transaction:
             front.pins |= PIN_SET
         if touched is not None:
-            for name in inquiry.restored:
+            for at, name in enumerate(inquiry.restored):
                 touched.names[name] = TOUCH_SET
+                if row is not None and inquiry.within_transaction:
+                    touched.given_back[name] = row[2 * at] or b""
         return
     if row is None or len(row) != len(inquiry.names) + len(inquiry.facts):
         # It stays as it is, and pinned.
@@ -232,6 +235,7 @@ def _settle(backend: BackendLink, client: ClientLink, inquiry: Inquiry, values: 
 def _become(client: ClientLink, parameters: ParameterSet) -> None:
     client.parameters = parameters
     client.front.desk.meaning = parameters.meaning
+    client.front.desk.shifted = False
 
 
 def _digest(backend: BackendLink, client: ClientLink) -> None:
@@ -252,8 +256,7 @@ def _digest(backend: BackendLink, client: ClientLink) -> None:
         touched.reset_all()
     if touched.everything and not touched.doubtful and not state.pins & PIN_SET:
         front.pins &= ~PIN_SET
-    if not _take_reports(state, client, touched):
-        backend.entry.flags |= FLAG_DIRTY
+    _take_reports(state, touched)
     front.texts.kept.clear()
     front.pins &= ~(KEPT | CALLED)
     state.pins &= ~(CHANGES | RESET_ALL)
@@ -290,24 +293,24 @@ def _read_notes(state: BackState, client: ClientLink, touched: TouchedSettings) 
         touched.unreadable = True
 
 
-def _take_reports(state: BackState, client: ClientLink, touched: TouchedSettings) -> bool:
-    """Note the parameters that the server reports with another value than before, whatever has changed them.
-
-    The answer is False when one has changed that RESET ALL cannot have changed, before it or after it.
-    """
-    explained = True
+def _take_reports(state: BackState, touched: TouchedSettings) -> None:
+    """Note the parameters that the server reports with another value than before, whatever has changed them."""
     for name, before in state.before.items():
         key = name.lower()
         if state.params.get(name) == before or key in _NEVER_SET or key in touched.names:
             continue
         if key in _FIXED:
             touched.role = True
-        elif not touched.everything:
-            touched.add(key, TOUCH_SET)
-        elif key not in client.parameters.values and key not in client.startup.values:
-            explained = False
+        else:
+            touched.add(key, TOUCH_RESET | LAST_RESET if touched.everything else TOUCH_SET)
     state.before.clear()
-    return explained
+
+
+def _weigh_reports(backend: BackendLink, touched: TouchedSettings) -> None:
+    """Tell the parameters that were reset from those that something unseen has set since, by what is reported."""
+    for name, value in _reported(backend.state).items():
+        if touched.names.get(name, 0) & TOUCH_RESET and backend.defaults.get(name) != value:
+            touched.names[name] = TOUCH_SET
 
 
 def _reported(state: BackState) -> dict[bytes, bytes]:

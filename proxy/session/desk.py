@@ -85,13 +85,15 @@ class Desk:
     """The named statements of one client, and its unnamed one.
 
     Without a `table` named statements are none of its business: a client that has some keeps its backend.  `meaning` is
-    that of the client's present settings (`ParameterSet.meaning`).
+    that of the client's present settings (`ParameterSet.meaning`); `shifted` says that something has perhaps changed
+    them since, under which statements that this backend has already mean what they meant.
     """
 
     def __init__(self, ident: i64, table: StatementTable | None = None, meaning: bytes = b"") -> None:
         self.ident: i64 = ident
         self.table: StatementTable | None = table
         self.meaning: bytes = meaning
+        self.shifted: bool = False
         self.book: Book | None = None
         self.batch: i64 = 0
         self.pieces: list[bytes] | None = None
@@ -331,7 +333,8 @@ class Desk:
         book.fresh = None
         statement = named.statement
         table = self.table
-        if table is not None and statement.meaning is not self.meaning and statement.meaning != self.meaning:
+        other = statement.meaning is not self.meaning and statement.meaning != self.meaning
+        if table is not None and other and not (self.shifted and statement.ident in back.shelf.copies):
             statement = table.intern(statement.body, self.meaning)
             named.statement = statement
         shelf = back.shelf

@@ -28,7 +28,8 @@ _LOCAL_CALL: Final = re.compile(
     + _VALUE
     + rb"\s*,\s*"
     + _VALUE
-    + rb"\s*,\s*(?:true|'t'|'true')(?:\s*::\s*bool(?:ean)?)?\s*\)"
+    + rb"\s*,\s*(?:true|'t'|'true')(?:\s*::\s*bool(?:ean)?)?\s*\)",
+    re.IGNORECASE,
 )
 _BEGINNINGS: Final = tuple(
     (pin, re.compile(pattern, re.IGNORECASE | re.DOTALL))
@@ -77,7 +78,12 @@ def known_in_advance(text: bytes) -> int:
 
 
 def names_in_calls(text: bytes) -> list[bytes]:
-    """Return the settings that calls of `set_config` name in so many words."""
+    """Return the settings that calls of `set_config` name in so many words, unless for the transaction only."""
+    return _READABLE_CALL.findall(_LOCAL_CALL.sub(b"", text))
+
+
+def all_names_in_calls(text: bytes) -> list[bytes]:
+    """Return the settings that calls of `set_config` name in so many words, whatever they are for."""
     return _READABLE_CALL.findall(text)
 
 

@@ -36,7 +36,7 @@ REPORTED: Final = 524288
 TO_CHECK: Final = 1048576
 """Mark: what pins may be gone."""
 ROLLED_BACK: Final = 2097152
-"""Mark: something has failed or was rolled back, so that a command tag does not mean that its effect lasts."""
+"""Mark: a SET or RESET was followed by an error or a rollback in its transaction, and may not last."""
 RESET_ALL: Final = 4194304
 """Mark: the client has taken away all settings at once."""
 UNSETTLED: Final = 8388608

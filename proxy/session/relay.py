@@ -332,6 +332,7 @@ class FrontState:
         if UNREADABLE in shift or len(self.desk.meaning) > MAX_MEANING:
             shift = b"%d.%d" % (self.ident, self.desk.batch)
         self.desk.meaning += b"\0" + shift
+        self.desk.shifted = True
 
     def _describe(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
         verdict = VERBATIM

@@ -114,6 +114,7 @@ class BackState(ReplyQueue):
         self.pins: i64 = 0
         self.before: dict[bytes, bytes] = {}
         self.discarded: bool = False
+        self.has_set: bool = False
         self.queries: i64 = 0
         self.errors: list[bytes] = []
         self.closed_names: list[bytes] = []
@@ -329,6 +330,7 @@ class BackState(ReplyQueue):
             return
         if self.status == STATUS_IDLE:
             self.idles += 1
+            self.has_set = False
         self.copy_in = False
         self.sync_dropped = False
         self.readies += 1
@@ -371,7 +373,12 @@ class BackState(ReplyQueue):
         elif first != _R and first != _L and first != _P:
             return
         tag = data[pos + 5 : end - 1]
-        self.pins |= _pins_of_tag(tag)
+        marks = _pins_of_tag(tag)
+        if marks & (PIN_SET | TO_RESET):
+            self.has_set = True
+        elif marks == ROLLED_BACK and not self.has_set:
+            marks = 0
+        self.pins |= marks
         if tag == b"DEALLOCATE ALL" or tag == b"DISCARD ALL":
             self.shelf.clear()
             self.cleared = True
@@ -410,7 +417,8 @@ class BackState(ReplyQueue):
 
     def _note_error(self, data: bytes, pos: i64, end: i64) -> None:
         self.remarks = True
-        self.pins |= ROLLED_BACK
+        if self.has_set:
+            self.pins |= ROLLED_BACK
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(sqlstate_of(data, pos + 5, end))
         if b"\0VFATAL\0" in data[pos : min(end, pos + 64)]:

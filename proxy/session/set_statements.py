@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from proxy.session.markers import calls_are_readable, names_in_calls
+from proxy.session.markers import all_names_in_calls, calls_are_readable, names_in_calls
 from proxy.session.parameters import changes_meaning
 
 UNREADABLE: Final = b"\0"
@@ -88,7 +88,7 @@ def shift_of(text: bytes) -> bytes:
     if found is not None and b";" not in text.rstrip(b"; \n") and _is_harmless(found[1].lower()):
         return b""
     if b"set_config" in text.lower():
-        names = names_in_calls(text)
+        names = all_names_in_calls(text)
         only_calls = calls_are_readable(text) and b";" not in text and _FIRST_SET.match(text) is None
         return b"" if only_calls and all(_is_harmless(name.lower()) for name in names) else UNREADABLE
     return text if len(text) <= MAX_SHIFT else UNREADABLE
@@ -102,12 +102,14 @@ class TouchedSettings:
     """What a client has done to its settings since their values were last known.
 
     `names` has the lower-case names and what was done (bits); `doubtful` says that some of it may not have lasted.
+    `given_back` has the startup parameters that were set again within a transaction, with the values they had before.
     """
 
-    __slots__ = ("doubtful", "everything", "names", "role", "statements", "unreadable")
+    __slots__ = ("doubtful", "everything", "given_back", "names", "role", "statements", "unreadable")
 
     def __init__(self) -> None:
         self.names: dict[bytes, int] = {}
+        self.given_back: dict[bytes, bytes] = {}
         self.everything = False
         self.unreadable = False
         self.role = False
@@ -145,13 +147,15 @@ class TouchedSettings:
         if not text:
             self.statements += 1
             return
-        for name in names_in_calls(text):
-            self.add(name, TOUCH_SET)
+        calls = b"set_config" in text.lower()
         try:
-            for tokens in _statements(text, standard_strings=standard_strings):
+            for tokens, statement in _statements(text, standard_strings=standard_strings):
                 if tokens and tokens[0] in (b"set", b"reset"):
                     self.statements += 1
                     self._take(tokens)
+                elif calls:
+                    for name in names_in_calls(statement):
+                        self.add(name, TOUCH_SET)
         except UnreadableText:
             self.unreadable = True
             self.statements += 1
@@ -217,10 +221,11 @@ def _name(tokens: list[bytes], at: int) -> tuple[bytes, int]:
     raise UnreadableText
 
 
-def _statements(text: bytes, *, standard_strings: bool) -> Iterator[list[bytes]]:
-    """Cut a text into statements, each as its first tokens: words in lower case, other tokens as they are."""
+def _statements(text: bytes, *, standard_strings: bool) -> Iterator[tuple[list[bytes], bytes]]:
+    """Cut a text into statements, each as its first tokens (words in lower case, others as they are) and its text."""
     tokens: list[bytes] = []
     pos = 0
+    start = 0
     while pos < len(text):
         match = _TOKEN.match(text, pos)
         assert match is not None
@@ -232,8 +237,9 @@ def _statements(text: bytes, *, standard_strings: bool) -> Iterator[list[bytes]]
             pos = _after_comment(text, pos)
             continue
         if kind == "end":
-            yield tokens
+            yield tokens, text[start:pos]
             tokens = []
+            start = pos
             continue
         if kind == "dollar":
             stop = text.find(token, pos)
@@ -247,7 +253,7 @@ def _statements(text: bytes, *, standard_strings: bool) -> Iterator[list[bytes]]
             token = token.lower()
         if len(tokens) < MAX_TOKENS:
             tokens.append(token)
-    yield tokens
+    yield tokens, text[start:]
 
 
 def _after_comment(text: bytes, pos: int) -> int:

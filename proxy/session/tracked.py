@@ -87,8 +87,11 @@ def inquire(
         if name in restored:
             columns.append(_restoring(name, touched, startup, applied))
             names.append(name)
+        elif name in touched.given_back and name in startup.values:
+            columns.append(_restoring_again(name, touched, startup))
+            names.append(name)
         elif name not in reported:
-            columns.append(b"pg_catalog.current_setting(" + quoted_literal(name) + b", true)")
+            columns.append(_current(name))
             names.append(name)
     asked: list[int] = []
     for pin, expression in _FACTS:
@@ -107,18 +110,22 @@ def inquire(
 
 
 def inquire_restoring(touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> Inquiry:
-    """Make the statement that only gives startup parameters back."""
+    """Make the statement that only gives startup parameters back; for each a column with the value before, and one."""
     restored = restored_names(touched, startup)
-    columns = [_restoring(name, touched, startup, applied) for name in restored]
+    columns = [column for name in restored for column in (_current(name), _restoring(name, touched, startup, applied))]
     statement = b"SELECT " + b", ".join(columns) if columns else b""
-    inquiry = Inquiry(statement, list(restored), restored, [])
+    inquiry = Inquiry(statement, [name for name in restored for _ in range(2)], restored, [])
     inquiry.only_restores = True
     return inquiry
 
 
 def restored_names(touched: TouchedSettings, startup: ParameterSet) -> list[bytes]:
-    """Return the startup parameters that the client has reset."""
-    return [name for name, done in touched.names.items() if done & LAST_RESET and name in startup.values]
+    """Return the startup parameters that the client has reset, and has not set as well where that is in doubt."""
+    return [
+        name
+        for name, done in touched.names.items()
+        if done & LAST_RESET and name in startup.values and not (touched.doubtful and done & TOUCH_SET)
+    ]
 
 
 def spread_reset(touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> None:
@@ -194,11 +201,23 @@ def _values(row: bytes) -> list[bytes | None]:
 
 def _restoring(name: bytes, touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> bytes:
     """Give a startup parameter back, unless it is in doubt whether it was taken away and its value has not changed."""
-    quoted = quoted_literal(name)
-    restoring = b"pg_catalog.set_config(" + quoted + b", " + quoted_literal(startup.values[name][1]) + b", false)"
     before = applied.values.get(name)
     if not touched.doubtful or before is None:
-        return restoring
-    current = b"pg_catalog.current_setting(" + quoted + b", true)"
-    unchanged = current + b" OPERATOR(pg_catalog.=) " + quoted_literal(before[1])
-    return b"CASE WHEN " + unchanged + b" THEN " + current + b" ELSE " + restoring + b" END"
+        return _given(name, startup)
+    unchanged = _current(name) + b" OPERATOR(pg_catalog.=) " + quoted_literal(before[1])
+    return b"CASE WHEN " + unchanged + b" THEN " + _current(name) + b" ELSE " + _given(name, startup) + b" END"
+
+
+def _restoring_again(name: bytes, touched: TouchedSettings, startup: ParameterSet) -> bytes:
+    """Give a startup parameter back once more, if a rollback has undone that and not the client's RESET before."""
+    undone = b"COALESCE(" + _current(name) + b", '') OPERATOR(pg_catalog.=) " + quoted_literal(touched.given_back[name])
+    return b"CASE WHEN " + undone + b" THEN " + _given(name, startup) + b" ELSE " + _current(name) + b" END"
+
+
+def _current(name: bytes) -> bytes:
+    return b"pg_catalog.current_setting(" + quoted_literal(name) + b", true)"
+
+
+def _given(name: bytes, startup: ParameterSet) -> bytes:
+    value = startup.values[name][1]
+    return b"pg_catalog.set_config(" + quoted_literal(name) + b", " + quoted_literal(value) + b", false)"

@@ -3,6 +3,7 @@ its own."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -271,6 +272,66 @@ def test_settings_follow_transactions_and_pipelines(
     steps: list[list[bytes]], parameters: dict[str, str], world: World, lonely: TenantUnderTest
 ) -> None:
     same_as_alone(world, lonely, steps, **parameters)
+    assert leftovers(world.proxy, lonely, 1) == set()
+
+
+OPERATIONS = [
+    "set app.tenant = 'a{n}'",
+    "set app.user.id = '{n}'",
+    "set local app.tenant = 'local {n}'",
+    "set time zone '{zone}'",
+    "set local time zone '{zone}'",
+    "set time zone default",
+    "set search_path = s{n}, public",
+    "set statement_timeout = {n}00000",
+    "reset app.tenant",
+    "reset statement_timeout",
+    "reset all",
+    "select set_config('app.tenant', 'call {n}', false)",
+    "select set_config('search_path', 'call{n}', true)",
+    "do $$ begin set time zone '{zone}'; end $$",
+    "select 1",
+    "select 1 / 0",
+    "begin",
+    "begin",
+    "commit",
+    "rollback",
+    "savepoint s",
+    "rollback to s",
+    "release s",
+]
+
+
+def story(chance: random.Random, most: int) -> list[list[bytes]]:
+    """Some turns of a client of so many statements at most, each of them answered before the next begins."""
+    steps: list[list[bytes]] = []
+    for _ in range(12):
+        texts = [
+            chance.choice(OPERATIONS).format(n=chance.randrange(1, 9), zone=chance.choice(["CET", "Asia/Tokyo"]))
+            for _ in range(min(most, chance.choice([1, 1, 1, 2, 4])))
+        ]
+        way = chance.randrange(4)
+        if way == 0:
+            steps.append([query("; ".join(texts))])
+        elif way == 1:
+            steps.append([query(text) for text in texts])
+        elif way == 2:
+            steps.append([piece for text in texts for piece in (extended(text), sync())])
+        else:
+            steps.append([*(extended(text) for text in texts), sync()])
+    return [*steps, [query("rollback")]]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_course_of_settings_is_that_of_a_connection_of_ones_own(
+    seed: int, world: World, lonely: TenantUnderTest
+) -> None:
+    chance = random.Random(seed)
+    # A startup parameter that was reset is given back only when what was sent with the RESET has been carried out.
+    if seed % 2:
+        same_as_alone(world, lonely, story(chance, 1), **STARTUP)
+    else:
+        same_as_alone(world, lonely, story(chance, 4))
     assert leftovers(world.proxy, lonely, 1) == set()
 
 

@@ -495,12 +495,26 @@ def test_tag_of_what_stays_in_the_session_pins(tag: str, pin: int) -> None:
     assert bool(pin & PINS_DIRTY) == bool(pin)
 
 
+def test_setting_is_in_doubt_when_its_transaction_goes_wrong_after_it() -> None:
+    pair = RelayPair()
+    for trouble in (error_response("22012", "x") + ready("E"), command_complete("ROLLBACK") + ready("T")):
+        pair.client(query("begin") + query("set") + query("x"))
+        pair.server(command_complete("BEGIN"), ready("T"), command_complete("SET"), ready("T"), trouble)
+        assert pair.back.pins == PIN_SET | ROLLED_BACK
+        pair.client(query("commit"))
+        pair.server(command_complete("ROLLBACK"), ready())
+        pair.back.pins = 0
+    pair.client(query("set") + query("x"))
+    pair.server(command_complete("SET"), ready(), error_response("22012", "x"), ready())
+    assert pair.back.pins == PIN_SET
+
+
 @pytest.mark.parametrize(
     ("tag", "marks"),
     [
         ("RESET", TO_RESET),
         ("DISCARD ALL", TO_RESET | RESET_ALL | TO_CHECK),
-        ("ROLLBACK", ROLLED_BACK),
+        ("ROLLBACK", 0),
         ("UNLISTEN", TO_CHECK),
         ("DROP TABLE", TO_CHECK),
         ("CLOSE CURSOR ALL", TO_CHECK),
