@@ -19,8 +19,13 @@ from proxy.auth import AuthError, ScramClient, ScramKeys, ScramServer, ScramVeri
 from proxy.auth.saslprep import prepare_password
 from proxy.errors import Failure
 from proxy.routing import names
+from proxy.session.markers import calls_are_readable, session_markers
 from proxy.session.parameters import ParameterTable, switch_statement
 from proxy.session.replication import CommandFilter
+from proxy.session.set_statements import TouchedSettings, is_for_transaction_only, shift_of
+from proxy.session.statements import deallocated
+from proxy.session.texts import may_have_markers
+from proxy.session.tracked import first_row, told_in_passing
 from proxy.wire import ProtocolError, StartupOptionError, proxy_protocol
 from proxy.wire.authentication import decode_authentication
 from proxy.wire.backend import decode_backend
@@ -148,6 +153,24 @@ def replication_commands(data: bytes) -> None:
     assert (parts.fault, parts.goodbye) == (whole.fault, whole.goodbye)
 
 
+def statement_text(data: bytes) -> None:
+    """The text of a client's statement, of which is told what it leaves in the session."""
+    for standard in (True, False):
+        TouchedSettings().read(data, standard_strings=standard)
+    shift_of(data)
+    is_for_transaction_only(data)
+    deallocated(data)
+    session_markers(data.lower())
+    calls_are_readable(data)
+    assert may_have_markers(data, 0, len(data)) or not session_markers(data.lower())
+
+
+def answer_to_the_proxy(data: bytes) -> None:
+    """A server's answer to a question of the proxy's own."""
+    first_row(data)
+    assert len(told_in_passing(data)) <= len(data)
+
+
 def startup_options(data: bytes) -> None:
     with suppress(StartupOptionError):
         parse_startup_options(text_of(data), ("tenant",))
@@ -260,6 +283,8 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
             frames,
             relay,
             replication_commands,
+            statement_text,
+            answer_to_the_proxy,
             startup_options,
             scram_client,
             scram_server,
@@ -275,7 +300,9 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
     }
 )
 
-TEXTS: Final = frozenset({"startup_options", "verifier", "password", "setting_names", "registry_names", "manifest"})
+TEXTS: Final = frozenset(
+    {"statement_text", "startup_options", "verifier", "password", "setting_names", "registry_names", "manifest"}
+)
 """Targets whose data have no lengths inside."""
 TALKS: Final = frozenset({"client_talks", "server_talks"})
 """Targets with sockets, which are slow."""
