@@ -234,3 +234,13 @@ class PoolWorld(Effects):
         assert not any(entry.state == GONE for entry in self.entries())
         for pool in self.node.pools.values():
             assert not (pool.waiting and pool.idle), "an idle backend beside a waiting client"
+
+
+def fill(world: PoolWorld, pool: PoolLedger, count: int) -> None:
+    """Open idle backends in a pool."""
+    clients = [world.ask(pool) for _ in range(count)]
+    for entry in list(world.opening):
+        world.opened(entry)
+    for client in clients:
+        world.release(client)
+    assert len(pool.idle) == count
