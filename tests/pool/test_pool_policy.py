@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.poolworld import FOREIGN_WAIT, PoolWorld
+from harness.poolworld import FOREIGN_WAIT, PoolWorld, fill
 
 from proxy.pool.allocator import (
     REFUSED_QUEUE_FULL,
