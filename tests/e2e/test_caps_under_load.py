@@ -168,7 +168,7 @@ def test_a_pool_full_of_pinned_clients_says_so_in_the_hint(world: World, pg18: S
         psycopg.connect(world.url(tenant), autocommit=True) as waiting,
     ):
         pinned.execute("listen news")
-        assert world.proxy.metric("pgtenant_pinned_clients", tenant=tenant.slug) == 1
+        wait_until(lambda: world.proxy.metric("pgtenant_pinned_clients", tenant=tenant.slug) == 1, what="the pin")
         with pytest.raises(psycopg.errors.TooManyConnections, match="session state") as caught:
             waiting.execute("select 1")
         assert "LISTEN" in str(caught.value.diag.message_hint)

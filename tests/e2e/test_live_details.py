@@ -144,19 +144,28 @@ def test_the_time_in_the_queue_goes_down_and_up(world: World, pg18: ServerFacts)
 def test_the_role_of_the_backends_gets_another_password(world: World, pg18: ServerFacts) -> None:
     tenant = world.tenant(pg18)
     done = threading.Event()
+    ready = threading.Barrier(4, timeout=60)
 
     def work() -> None:
         with login(world.proxy, tenant) as client:
+            # Nobody needs a backend more while neither password is right everywhere.
+            client.rows("begin")
+            ready.wait()
+            client.rows("commit")
             while not done.is_set():
                 assert client.rows("select 1") == [("1",)]
 
     with ThreadPoolExecutor(3) as pool:
         working = [pool.submit(work) for _ in range(3)]
+        ready.wait()
         pids = backend_pids(tenant.database)
-        pg18.psql(f"alter role {tenant.database.role} password 'another secret'")
-        world.registry.set_tenant(tenant.slug, role_password=Secret("another secret"))
-        soon(lambda: (now := backend_pids(tenant.database)) and not now & pids, "new backends only")
-        done.set()
+        assert len(pids) == 3
+        try:
+            pg18.psql(f"alter role {tenant.database.role} password 'another secret'")
+            world.registry.set_tenant(tenant.slug, role_password=Secret("another secret"))
+            soon(lambda: (now := backend_pids(tenant.database)) and not now & pids, "new backends only")
+        finally:
+            done.set()
         for job in working:
             job.result()
     assert "another secret" not in world.proxy.logs()

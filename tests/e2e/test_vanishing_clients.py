@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from harness.disasters import DISASTERS, SEED, leftovers, login
@@ -116,11 +117,14 @@ def test_a_client_that_stays_is_not_disturbed_by_crowds_of_vanishing_ones(
         count = 0
         while not stop.is_set():
             client = login(world.proxy, tenants[count % len(tenants)])
-            for piece in chance.choice(list(DISASTERS.values())):
-                client.send(piece[: chance.randrange(1, len(piece) + 1)] if chance.random() < 0.1 else piece)
-            if chance.random() < 0.3:
-                take_all(client, 0.02)
-            chance.choice(ENDINGS[:3])(client)
+            pieces = chance.choice(list(DISASTERS.values()))
+            # What is cut short makes nonsense of what follows, at which the proxy hangs up.
+            with client, suppress(OSError):
+                for piece in pieces:
+                    client.send(piece[: chance.randrange(1, len(piece) + 1)] if chance.random() < 0.1 else piece)
+                if chance.random() < 0.3:
+                    take_all(client, 0.02)
+                chance.choice(ENDINGS[:3])(client)
             count += 1
         return count
 
