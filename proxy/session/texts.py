@@ -17,6 +17,7 @@ from mypy_extensions import i64
 from proxy.session.markers import calls_are_readable, session_markers
 from proxy.session.pins import CALLED, KEPT, PIN_SET_CONFIG
 from proxy.session.set_statements import UNREADABLE, is_for_transaction_only, shift_of
+from proxy.wire.framing import find_zero
 
 LONG_TEXT: Final = 512
 """Bytes of statement from which on four searches are quicker than one look at each byte."""
@@ -148,7 +149,7 @@ class Texts:
 
     def parse(self, data: bytes, pos: i64, end: i64, whole: bool) -> None:
         """Look at the Parse that begins at `pos`, and remember of its statement what its Bind brings about."""
-        start: i64 = data.find(b"\0", pos + 5, end) + 1
+        start: i64 = find_zero(data, pos + 5, end) + 1
         if start == 0:
             return
         marks = self._marks(data, start, end, whole)
@@ -169,7 +170,7 @@ class Texts:
 
     def bind(self, data: bytes, start: i64, end: i64) -> i64:
         """Take up what is remembered of the statement whose name begins at `start`."""
-        stop: i64 = data.find(b"\0", start, end)
+        stop: i64 = find_zero(data, start, end)
         if stop < 0 or self.remembered is None:
             return 0
         known = self.remembered.get(data[start:stop])
