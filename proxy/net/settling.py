@@ -249,8 +249,8 @@ def _digest(backend: BackendLink, client: ClientLink) -> None:
     touched = front.touched
     if touched is None:
         touched = TouchedSettings()
-    if state.pins & ROLLED_BACK:
-        touched.doubtful = True
+    touched.doubtful = state.pins & ROLLED_BACK != 0
+    state.has_set = False
     _read_notes(state, client, touched)
     if state.pins & RESET_ALL:
         touched.reset_all()
@@ -259,7 +259,7 @@ def _digest(backend: BackendLink, client: ClientLink) -> None:
     _take_reports(state, touched)
     front.texts.kept.clear()
     front.pins &= ~(KEPT | CALLED)
-    state.pins &= ~(CHANGES | RESET_ALL)
+    state.pins &= ~(CHANGES | RESET_ALL | ROLLED_BACK)
     if touched.role:
         front.pins |= PIN_ROLE
         front.proven &= ~PIN_ROLE
@@ -283,10 +283,11 @@ def _read_notes(state: BackState, client: ClientLink, touched: TouchedSettings) 
         and name not in client.parameters.values
     )
     before = touched.statements
+    only_calls = not state.pins & (PIN_SET | TO_RESET)
     for text in client.front.texts.kept:
         if is_safe_text(text, encoding):
-            touched.read(text, standard_strings=standard)
-        else:
+            touched.read(text, standard_strings=standard, only_calls=only_calls)
+        elif not only_calls or b"set_config" in text.lower():
             touched.unreadable = True
     unexplained = state.pins & PIN_SET or (state.pins & TO_RESET and not state.pins & RESET_ALL)
     if touched.statements == before and unexplained:

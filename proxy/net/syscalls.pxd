@@ -1,7 +1,11 @@
-# The types of the fields in C, for the compiled variant.
+# What has a type of C in the compiled variant.
+
+cdef int BULK
+
 
 cdef class SocketIO:
     cdef int _fd
+    cdef bint _bulk
 
 
 cdef class Poller:

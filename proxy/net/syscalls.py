@@ -21,13 +21,15 @@ except ModuleNotFoundError:
 if cython.compiled:
     from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
     from cython.cimports.libc.errno import EAGAIN, EINTR, errno
-    from cython.cimports.proxy.net.libc import MSG_NOSIGNAL, epoll_event, epoll_wait, recv, send
+    from cython.cimports.proxy.net.libc import MSG_NOSIGNAL, epoll_event, epoll_wait, recv, recv_bytes, send
 
     # All sockets share it: what was read into it has left it before another thread may run.
     buffer = cython.declare(cython.char[65536])
 
 MAX_READ = 65536
 """Bytes that one `receive` returns at most."""
+BULK = 2048
+"""A read of more bytes is followed by one into memory of its own: copying what is shorter costs less."""
 MAX_EVENTS = 512
 """Events that one `wait` returns at most."""
 
@@ -41,12 +43,18 @@ class SocketIO:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._bulk = False
 
     def receive(self) -> bytes | None:
         """Read what there is, up to `MAX_READ` bytes; `b""` is the end of the stream or its loss, None nothing yet."""
         if cython.compiled:
+            if self._bulk:
+                much: bytes | None = recv_bytes(self._fd, MAX_READ)
+                self._bulk = much is not None and len(much) > BULK
+                return much
             count = recv(self._fd, buffer, cython.sizeof(buffer), 0)
             if count >= 0:
+                self._bulk = count > BULK
                 data: bytes = PyBytes_FromStringAndSize(buffer, count)
                 return data
             return None if errno == EAGAIN or errno == EINTR else b""

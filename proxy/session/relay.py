@@ -43,6 +43,7 @@ from proxy.wire.framing import (
     F_QUERY,
     F_SYNC,
     F_TERMINATE,
+    find_zero,
     frame_size,
 )
 
@@ -303,7 +304,7 @@ class FrontState:
         return verdict
 
     def _bind(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
-        after_portal: i64 = data.find(b"\0", pos + 5, end) + 1
+        after_portal: i64 = find_zero(data, pos + 5, end) + 1
         if (after_portal == 0 or after_portal >= end) and end - pos >= HOLD_LIMIT:
             return self._too_long()
         if after_portal == 0 or after_portal >= end or back.skipping:
@@ -371,7 +372,7 @@ class FrontState:
 
     def _named(self, data: bytes, pos: i64, end: i64, back: BackState) -> None:
         self.pins |= PIN_STATEMENT
-        stop: i64 = data.find(b"\0", pos, end)
+        stop: i64 = find_zero(data, pos, end)
         if self.names is None:
             self.names = set()
         if stop < 0 or stop - pos > MAX_NAME or len(self.names) >= MAX_NAMED:
@@ -391,7 +392,7 @@ class FrontState:
             verdict = self.desk.close(data, pos, end, back)
             remembered: bool = self.names is not None and not back.skipping and not back.doubt
             if verdict == VERBATIM and remembered:
-                stop: i64 = data.find(b"\0", pos + 6, end)
+                stop: i64 = find_zero(data, pos + 6, end)
                 if stop > pos + 6:
                     back.closing_names.append(data[pos + 6 : stop])
                     back.owe(OWE_CLOSE_STATEMENT)

@@ -135,13 +135,14 @@ class TouchedSettings:
         for name in self.names:
             self.names[name] |= TOUCH_RESET | LAST_RESET
 
-    def read(self, text: bytes, *, standard_strings: bool) -> None:
+    def read(self, text: bytes, *, standard_strings: bool, only_calls: bool = False) -> None:
         """Read the statements of a text that was executed, at least in part.
 
-        `standard_strings` says that a backslash in an ordinary string is surely nothing special.
+        `standard_strings` says that a backslash in an ordinary string is surely nothing special, `only_calls` that no
+        SET or RESET has succeeded.
         """
         if text == UNREADABLE:
-            self.unreadable = True
+            self.unreadable = self.unreadable or not only_calls
             self.statements += 1
             return
         if not text:
@@ -152,12 +153,13 @@ class TouchedSettings:
             for tokens, statement in _statements(text, standard_strings=standard_strings):
                 if tokens and tokens[0] in (b"set", b"reset"):
                     self.statements += 1
-                    self._take(tokens)
+                    if not only_calls:
+                        self._take(tokens)
                 elif calls:
                     for name in names_in_calls(statement):
                         self.add(name, TOUCH_SET)
         except UnreadableText:
-            self.unreadable = True
+            self.unreadable = self.unreadable or calls or not only_calls
             self.statements += 1
 
     def _take(self, tokens: list[bytes]) -> None:

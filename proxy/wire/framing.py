@@ -79,6 +79,18 @@ def frame_size(data: bytes, pos: i64) -> i64:
     return i64(read_i32_be(data, pos + 1))
 
 
+def find_zero(data: bytes, start: i64, end: i64) -> i64:
+    """Return where the first byte of zero in `data[start:end]` is, -1 if there is none; for names, which are short.
+
+    `bytes.find` costs as much as hundreds of bytes do here, because Python has to be given both bounds as objects.
+    """
+    while start < end:
+        if data[start] == 0:
+            return start
+        start += 1
+    return -1
+
+
 class FrameScanner:
     """Finds frames in a stream of chunks without copying a byte of any body.
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from proxy.session.markers import session_markers
-from proxy.session.texts import LONG_TEXT, may_have_markers
+from proxy.session.texts import LONG_TEXT, find_semicolon, may_have_markers
 
 WORDS = [b"temp", b"temporary", b"hold", b"advisory_lock", b"set_config"]
 
@@ -60,3 +60,11 @@ def test_says_the_same_as_a_slow_search_for_its_pairs() -> None:
         text = bytes(chance.choice(letters) for _ in range(chance.randrange(40)))
         lower = bytes(letter | 0x20 for letter in text[1:])
         assert found(text) == any(pair in lower for pair in (b"mp", b"ld", b"dv", b"\x7fc")), text
+
+
+def test_semicolon_is_found_where_it_is_first() -> None:
+    chance = random.Random(5)
+    for _ in range(3000):
+        text = bytes(chance.choice(b";:<\xbbabc \0\xff" if chance.random() < 0.3 else b"abc\xbb") for _ in range(30))
+        start, end = sorted((chance.randrange(31), chance.randrange(31)))
+        assert find_semicolon(text, start, end) == text.find(b";", start, end), (text, start, end)

@@ -110,6 +110,21 @@ def test_what_is_not_understood_is_unreadable(text: str) -> None:
     assert len(touched.names) <= MAX_TOUCHED
 
 
+def test_texts_without_a_tag_that_says_so_have_set_nothing_but_by_calls() -> None:
+    touched = TouchedSettings()
+    for text in (
+        b"SET a.b = 1; RESET c.d",
+        UNREADABLE,
+        b"SET a.b = 'unfinished",
+        b"SELECT set_config('e.f', '1', false)",
+    ):
+        touched.read(text, standard_strings=True, only_calls=True)
+    assert touched.names == {b"e.f": SET}
+    assert not touched.unreadable
+    touched.read(b"SELECT set_config('e.f', 'unfinished", standard_strings=True, only_calls=True)
+    assert touched.unreadable
+
+
 def test_backslash_in_an_ordinary_string_is_unreadable_unless_it_means_nothing() -> None:
     touched = TouchedSettings()
     touched.read(b"SELECT '\\'; SET a.b = 1 --'", standard_strings=False)

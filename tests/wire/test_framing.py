@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.wire import ProtocolError
-from proxy.wire.framing import MAX_BODY, FrameReader, FrameScanner
+from proxy.wire.framing import MAX_BODY, FrameReader, FrameScanner, find_zero
 
 Frame = tuple[int, bytes]
 
@@ -151,3 +151,9 @@ def test_random_bytes_raise_nothing_but_protocol_errors(chunks: list[bytes]) -> 
         read_all(reader, chunks)
     except ProtocolError:
         pass
+
+
+@given(st.binary(max_size=12), st.integers(0, 12), st.integers(0, 12))
+def test_the_first_zero_is_found_within_its_bounds(data: bytes, start: int, end: int) -> None:
+    end = min(end, len(data))
+    assert find_zero(data, start, end) == data.find(b"\0", start, end)
