@@ -60,6 +60,7 @@ class BackendLink(Stream):
         self.switching: ParameterSet | None = None
         self.inquiry: Inquiry | None = None
         self.leaving: bool = False
+        self.awaits_cancel: bool = False
         self.pid: int = 0
         self.key: bytes = b""
         self.mid_message: bool = False
@@ -89,6 +90,8 @@ class BackendLink(Stream):
             self.lost("the server closed the connection")
             return
         if self.entry.state >= CLOSING:
+            if self.awaits_cancel:
+                self._read_on(data)
             return
         if len(self.held) != 0:
             data = self.held + data
@@ -190,6 +193,32 @@ class BackendLink(Stream):
         """Send a statement of the proxy's own, whose replies nobody else sees."""
         self.state.inject_query()
         self.write(b"Q" + (len(statement) + 5).to_bytes(4, "big") + statement + b"\0")
+
+    def cancel_rest(self) -> None:
+        """Cancel what the server still does for nobody, as soon as that is the last request it has.
+
+        If it were an earlier one, such as BEGIN, those behind it would be carried out, and outside of any transaction.
+        """
+        self.awaits_cancel = not self.state.fault and not self.state.does_its_last()
+        if not self.awaits_cancel:
+            self.host.cancel_closing(self)
+
+    def _read_on(self, data: bytes) -> None:
+        """Follow the replies that nobody waits for any more."""
+        state = self.state
+        data = self.held + data
+        self.held = b""
+        pos: i64 = 0
+        while pos < len(data):
+            count = state.scan(data, pos)
+            if count == 0 or state.fault:
+                break
+            pos += count
+        self.held = data[pos:]
+        if state.fault or not state.owes():
+            self.awaits_cancel = False
+        else:
+            self.cancel_rest()
 
     def leave(self) -> None:
         """Say Terminate behind what the server is still doing, and close without cancelling it."""

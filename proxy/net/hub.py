@@ -139,7 +139,7 @@ class Hub(Effects, LinkHost):
         if not link.polled:
             return
         if link.state.owes():
-            self.post(MAIL_CANCEL, entry)
+            link.cancel_rest()
         elif link.unsent is None and not link.mid_message:
             # Inside a message these bytes would become the end of it.
             link.write(TERMINATE)
@@ -237,6 +237,10 @@ class Hub(Effects, LinkHost):
     def give_back(self, backend: BackendLink) -> None:
         """See `LinkHost`."""
         self.driver.release(backend.entry, self.selector.now)
+
+    def cancel_closing(self, backend: BackendLink) -> None:
+        """See `LinkHost`."""
+        self.post(MAIL_CANCEL, backend.entry)
 
     def discard(self, backend: BackendLink, reason: str) -> None:
         """See `LinkHost`."""

@@ -51,6 +51,10 @@ class LinkHost:
         """Release a backend by asking the planner."""
 
     @abstractmethod
+    def cancel_closing(self, backend: BackendLink) -> None:
+        """Send a cancel request for what a backend that is being closed still does."""
+
+    @abstractmethod
     def discard(self, backend: BackendLink, reason: str) -> None:
         """Close a backend that must never be used again."""
 

@@ -131,6 +131,13 @@ class BackState(ReplyQueue):
             and not self.skipping
         )
 
+    def does_its_last(self) -> bool:
+        """Say whether at most one request is outstanding, up to the ReadyForQuery that ends it."""
+        for at in range(self.head, len(self.queue) - 1):
+            if self.queue[at] & 63 <= OWE_FUNCTION and not self.doubt:
+                return False
+        return True
+
     def only_owes_own(self) -> bool:
         """Say whether nothing but the proxy's own statement, outside a transaction, is still to be answered."""
         return self.swallowing_own and self.status == STATUS_IDLE and self.head + 1 == len(self.queue)

@@ -19,6 +19,7 @@ from harness.relaymodel import NOTICE, copy_data, copy_done, frames, kinds
 
 from proxy.errors import QUERY_CANCELED, Failure
 from proxy.net.client_link import ClientLink
+from proxy.net.hub import MAIL_CANCEL
 from proxy.net.stream import HIGH_WATER, Stream
 from proxy.net.syscalls import MAX_READ
 from proxy.pool.ledger import ACTIVE, CLOSING, FLAG_DIRTY, IDLE, BackendEntry, PoolLedger
@@ -52,6 +53,24 @@ def linked(world: LinkWorld, pool: PoolLedger) -> tuple[ClientLink, Peer, Peer]:
     world.settle()
     assert client.backend is not None
     return client, peer, world.servers[client.backend.entry]
+
+
+def test_client_that_vanishes_has_only_its_last_request_cancelled(world: LinkWorld, pool: PoolLedger) -> None:
+    client, peer, server = linked(world, pool)
+    peer.sock.sendall(query("commit"))
+    world.settle()
+    world.answering = False
+    peer.sock.sendall(query("begin") + query("dml"))
+    world.until(lambda: client.backend is not None and len(client.backend.state.queue) == 2)
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    peer.sock.close()
+    peer.ended = True
+    entry = entry_of(client)
+    assert entry is not None
+    world.until(lambda: entry.state == CLOSING)
+    assert MAIL_CANCEL not in {mail.kind for mail in world.mail}, "without its BEGIN the change would last"
+    server.sock.sendall(command_complete("BEGIN") + ready("T"))
+    world.until(lambda: MAIL_CANCEL in {mail.kind for mail in world.mail})
 
 
 # Back-pressure.
