@@ -63,8 +63,8 @@ def is_physical(text: bytes) -> bool:
         return _LOGICAL_SLOT.match(text) is None
     if word in _NEVER:
         return True
-    # A query that begins with nothing but white space might begin with anything behind that.
-    return len(text) >= LOOK and len(text.strip()) == 0
+    # A first word that has not ended where the look ends, or not begun, might be any.
+    return found is not None and found.end() >= LOOK
 
 
 class CommandFilter:

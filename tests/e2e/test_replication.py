@@ -22,6 +22,7 @@ from harness.world import World
 
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.facts import ServerFacts, clean_environment
+from proxy.session.replication import LOOK
 from registry.contract import Limits, ReplicationAccess, Secret, TlsMode
 from registry.domain.models import LoginChange
 
@@ -38,6 +39,7 @@ FORBIDDEN = [
     "CREATE_REPLICATION_SLOT p TEMPORARY PHYSICAL RESERVE_WAL",
     "TIMELINE_HISTORY 1",
     " " * 5000 + "BASE_BACKUP",
+    " " * (LOOK - 4) + "BASE_BACKUP",
 ]
 
 

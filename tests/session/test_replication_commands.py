@@ -40,6 +40,7 @@ PHYSICAL = [
     b"TIMELINE_HISTORY 1",
     b"UPLOAD_MANIFEST",
     b" " * LOOK,
+    *(b" " * (LOOK - seen) + b"BASE_BACKUP" for seen in range(1, 12)),
 ]
 REPLACED = b"Q" + struct.pack("!I", len(REFUSAL) + 5) + REFUSAL + b"\0"
 
@@ -59,7 +60,7 @@ def test_commands_of_logical_replication_and_sql_are_passed_on(text: bytes) -> N
 
 @pytest.mark.parametrize("text", PHYSICAL)
 def test_whatever_reads_the_whole_server_is_not(text: bytes) -> None:
-    assert is_physical(text)
+    assert is_physical(text[:LOOK])
 
 
 def test_who_may_replicate_servers_is_not_limited() -> None:
