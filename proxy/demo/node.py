@@ -25,7 +25,8 @@ class NodeProcess:
     """One proxy node with a configuration file of its own in `directory`.
 
     `config` has the sections of `pgtenant.toml` and must give the ports (`[listen] port`, `[http] port`); `env` is the
-    node's whole environment.  It ends with this program even if that is killed.  Methods block.
+    node's whole environment, `python` the interpreter whose `proxy` it runs.  It ends with this program even if that
+    is killed.  Methods block.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class NodeProcess:
         directory: Path,
         env: Mapping[str, str],
         remove: tuple[Path, ...] = (),
+        python: str = sys.executable,
     ) -> None:
         self.config = config
         self.host = str(config["listen"].get("host", "127.0.0.1"))
@@ -46,6 +48,7 @@ class NodeProcess:
         self.log_file = directory / "proxy.log"
         self._env = dict(env)
         self._remove = remove
+        self._python = python
         self._process: KeptProcess | None = None
 
     @property
@@ -79,7 +82,7 @@ class NodeProcess:
         """
         self.write_config()
         self._process = KeptProcess(
-            [sys.executable, "-m", "proxy", "serve", "--config", str(self.config_file)],
+            [self._python, "-m", "proxy", "serve", "--config", str(self.config_file)],
             env=self._env,
             log=self.log_file,
             remove=self._remove,

@@ -40,6 +40,10 @@ def drivers(
         float, typer.Option(min=1, help="Seconds of silence after which a scenario has failed")
     ] = PATIENCE,
     cache: Annotated[Path, typer.Option(resolve_path=True, help="Where drivers are installed")] = CACHE,
+    proxy_python: Annotated[
+        Path,
+        typer.Option(exists=True, dir_okay=False, help="The Python whose proxy is played through; by default this one"),
+    ] = Path(sys.executable),
     write: Annotated[bool, typer.Option("--write", help="Write docs/compatibility.md anew; needs a full run")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything observed that differs as JSON")] = False,
 ) -> None:
@@ -60,7 +64,7 @@ def drivers(
         if write and not whole:
             raise DriversError("only a full run can be written", "leave out --only, --scenarios and --mode")
         check_cache(cache)
-        matrix, servers = measure(chosen, played, ways, patience, cache, errors)
+        matrix, played_on = measure(chosen, played, ways, patience, cache, errors, str(proxy_python))
     except (DriversError, EmbeddedError) as error:
         errors.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
         if error.hint:
@@ -73,7 +77,7 @@ def drivers(
     if matrix.interrupted:
         raise typer.Exit(INTERRUPTED)
     if write:
-        PAGE.write_text(markdown(matrix, servers))
+        PAGE.write_text(markdown(matrix, played_on))
         errors.print(f"Written to {PAGE}", markup=False)
     raise typer.Exit(0 if matrix.good else DIFFERENT)
 
@@ -85,6 +89,7 @@ def measure(
     patience: float,
     cache: Path,
     console: Console,
+    proxy_python: str = sys.executable,
 ) -> tuple[Matrix, str]:
     """Start everything, play, stop everything; return the matrix and what it was played on.
 
@@ -96,13 +101,11 @@ def measure(
 
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with World(progress) as world:
+        with World(progress, proxy_python) as world:
             bin_dirs = {version: server.bin_dir for version, server in world.servers.items()}
             workshop = Workshop(bin_dirs, sys.executable, progress, cache)
-            servers = " and ".join(
-                f"PostgreSQL {server.psql('show server_version').strip()}" for server in world.servers.values()
-            )
-            return play(world, workshop, drivers, scenarios, ways, progress, patience), servers
+            played_on = world.description()
+            return play(world, workshop, drivers, scenarios, ways, progress, patience), played_on
     except KeyboardInterrupt:
         return Matrix(interrupted=True), ""
     finally:

@@ -80,12 +80,14 @@ def _short(text: str | None) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
-def markdown(matrix: Matrix, servers: str) -> str:
-    """The whole of docs/compatibility.md."""
-    return "\n".join([*_introduction(servers), *_tables(matrix), *_explanations(matrix), *_absences(matrix), *_again()])
+def markdown(matrix: Matrix, played_on: str) -> str:
+    """The whole of docs/compatibility.md; `played_on` tells the builds of the proxy and the servers."""
+    return "\n".join(
+        [*_introduction(played_on), *_tables(matrix), *_explanations(matrix), *_absences(matrix), *_again()]
+    )
 
 
-def _introduction(servers: str) -> list[str]:
+def _introduction(played_on: str) -> list[str]:
     return [
         "# Compatibility",
         "",
@@ -95,7 +97,8 @@ def _introduction(servers: str) -> list[str]:
         "transcripts are equal. In transaction mode several connections share few backends with other busy clients",
         "that have other settings, and a connection must have been seen on more than one backend.",
         "",
-        f"Played on {servers}. This page is written by `make drivers ARGS=--write`.",
+        f"Played through {played_on};",
+        "the versions of the drivers are in the tables. This page is written by `make drivers ARGS=--write`.",
         "",
         "| scenario | what is in it |",
         "| --- | --- |",
@@ -150,7 +153,8 @@ def _again() -> list[str]:
         "## Again",
         "",
         "`make drivers` plays everything and fails where a difference is not explained; `make drivers ARGS=--help`",
-        "tells how to play less. What a machine lacks is installed from the package registries into `.venv-drivers`,",
-        "or reported as skipped.",
+        "tells how to play less. The proxy is the one that `make` installs for the tests, with a compiled relay where",
+        "there is a C compiler; `--proxy-python` names the Python of another installation. What a machine lacks",
+        "is installed from the package registries into `.venv-drivers`, or reported as skipped.",
         "",
     ]

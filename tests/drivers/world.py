@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -73,10 +76,14 @@ class Doors:
 
 
 class World:
-    """PostgreSQL 18 without TLS, 17 with it, and one proxy; everything ends with the context."""
+    """PostgreSQL 18 without TLS, 17 with it, and one proxy; everything ends with the context.
 
-    def __init__(self, progress: Callable[[str], None]) -> None:
+    The proxy is the one that `python` has: that of this very tree, or one installed for another interpreter.
+    """
+
+    def __init__(self, progress: Callable[[str], None], python: str = sys.executable) -> None:
         self._progress = progress
+        self._python = python
         self._stack = ExitStack()
         self._lock = threading.Lock()
         self._directory = Path()
@@ -104,6 +111,8 @@ class World:
                     self._registry.keys,
                     listen=self._certificates.listen("allow"),
                     log={"level": "info"},
+                    env=self._proxy_env(),
+                    python=self._python,
                 )
             )
             self._stack = stack.pop_all()
@@ -123,6 +132,14 @@ class World:
                 stack.enter_context(churning(plain, self._stuck))
             yield Doors(plain, secure, self._certificates.ca, self._stranger.ca)
 
+    def description(self) -> str:
+        """The builds of the proxy and of the servers."""
+        command = [self._python, "-m", "proxy", "--version"]
+        env = {**os.environ, **self._proxy_env()}
+        proxy = subprocess.run(command, env=env, text=True, capture_output=True, check=True).stdout.strip()
+        servers = [f"PostgreSQL {server.psql('show server_version').strip()}" for server in self.servers.values()]
+        return f"{proxy} before {' and '.join(servers)}"
+
     def complaints(self) -> list[str]:
         """What is wrong with the proxy itself; each is told once."""
         stuck, self._stuck = self._stuck, []
@@ -132,6 +149,10 @@ class World:
             return [f"the proxy ended; its log ends: {self.proxy.logs()[-2000:]}"]
         found = self.proxy.metric("pgtenant_internal_errors_total")
         return [f"{found:g} internal errors in the proxy; its log ends: {self.proxy.logs()[-2000:]}"] if found else []
+
+    def _proxy_env(self) -> dict[str, str]:
+        """What keeps another interpreter from importing this tree instead of what is installed for it."""
+        return {} if self._python == sys.executable else {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
 
     def _door(self, stack: ExitStack, way: Way, name: str, version: int) -> str:
         slug = name.replace("_", "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class ProxyProcess(NodeProcess):
         encryption_keys: str,
         *,
         env: Mapping[str, str] | None = None,
+        python: str = sys.executable,
         **sections: Mapping[str, Any],
     ) -> None:
         config: dict[str, dict[str, Any]] = {
@@ -47,6 +49,7 @@ class ProxyProcess(NodeProcess):
             config,
             directory=directory,
             env={**inherited, "PGTENANT_ENCRYPTION_KEYS": encryption_keys, **(env or {})},
+            python=python,
         )
 
     def url(self, database: str, user: str, password: str, **parameters: str) -> str:
