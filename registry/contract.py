@@ -296,7 +296,8 @@ class Login:
     `verifier` is PostgreSQL's own text form, `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
     `md5` maps each permitted spelling of the user name to `md5<hex>`; empty unless the login opted in.
     `role` overrides the route's backend role.  `certificate` is what a client's certificate must say for the method
-    `cert`: a common name, or `dn:` and the whole subject as RFC 4514 writes it; None: the user name as common name.
+    `cert`: a common name, or `dn:` and the whole subject as RFC 4514 writes it; None: `USER.TENANT`, or `USER` for
+    all tenants, as common name.
     `source` SERVER: the login is no entry of the registry but a role of the tenant's server, with the verifier there.
     """
 

@@ -94,8 +94,8 @@ class Proof:
 class Claim(Protocol):
     """Who a client says it is, as the resolver has found it: a `Resolution` is one.
 
-    `login` is None for one that does not exist, `verifier` a mock one then.  `refusal` is what is told to a client
-    that cannot prove it.
+    `login` is None for one that does not exist, `verifier` a mock one then.  `certificate_name` is what the login's
+    certificate says.  `refusal` is what is told to a client that cannot prove it.
     """
 
     @property
@@ -103,6 +103,9 @@ class Claim(Protocol):
 
     @property
     def verifier(self) -> ScramVerifier: ...
+
+    @property
+    def certificate_name(self) -> str: ...
 
     @property
     def refusal(self) -> Failure: ...
@@ -123,7 +126,7 @@ async def authenticate(io: HandshakeSocket, user: str, claim: Claim, policy: Aut
     methods = _SCRAM_ONLY if login is None else login.methods
     stored = None if login is None or AuthMethod.MD5 not in methods else dict(login.md5).get(user)
     try:
-        if login is not None and (policy.trust or is_certified(login, channel.certificate)):
+        if login is not None and (policy.trust or is_certified(claim, channel.certificate)):
             return Proof()
         if stored is not None:
             return await _by_md5(io, stored.reveal(), policy)
@@ -142,11 +145,11 @@ async def authenticate(io: HandshakeSocket, user: str, claim: Claim, policy: Aut
     return proof
 
 
-def is_certified(login: Login, certificate: PeerCertificate | None) -> bool:
+def is_certified(claim: Claim, certificate: PeerCertificate | None) -> bool:
     """Whether a login may be proved by certificate, and this one is its own."""
-    if certificate is None or AuthMethod.CERT not in login.methods:
+    if certificate is None or claim.login is None or AuthMethod.CERT not in claim.login.methods:
         return False
-    identity = login.user if login.certificate is None else login.certificate
+    identity = claim.certificate_name
     if identity.startswith(DISTINGUISHED):
         return certificate.subject == identity.removeprefix(DISTINGUISHED)
     return certificate.common_name == identity

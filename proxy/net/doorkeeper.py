@@ -77,7 +77,7 @@ class Doorkeeper:
             return
         peer = None if greeting.tls is None else greeting.tls.peer
         user = resolution.user
-        if resolution.login is not None and is_certified(resolution.login, peer):
+        if is_certified(resolution, peer):
             return
         slug = "" if resolution.route is None else resolution.route.slug
         if peer is None or peer.common_name not in {user, f"{user}.{slug}"}:

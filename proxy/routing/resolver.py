@@ -82,6 +82,18 @@ class Resolution:
         return self.survey.reading.statements[0].names[-1]
 
     @property
+    def certificate_name(self) -> str:
+        """What the certificate of the login says: the user with its tenant, where nothing else is agreed on.
+
+        One authority may sign for all tenants, so that a user's name alone would be every tenant's.
+        """
+        if self.login is not None and self.login.certificate is not None:
+            return self.login.certificate
+        if self.route is None or self.login is None or self.login.tenant_id is None:
+            return self.user
+        return f"{self.user}.{self.route.slug}"
+
+    @property
     def methods(self) -> frozenset[AuthMethod]:
         return self.login.methods if self.login is not None else frozenset({AuthMethod.SCRAM})
 

@@ -43,7 +43,7 @@ CertificateOption = Annotated[
     typer.Option(
         "--certificate",
         metavar="NAME",
-        help="For the method cert: common name, or dn: and the subject. (default: USER as common name)",
+        help="For the method cert: common name, or dn: and the subject. (default: USER.TENANT as common name, or USER for all tenants)",
     ),
 ]
 
@@ -152,7 +152,10 @@ def change(
     config: ConfigOption = None,
     *,
     no_certificate: Annotated[
-        bool, typer.Option("--no-certificate", help="Its certificate has the user name as common name.")
+        bool,
+        typer.Option(
+            "--no-certificate", help="Its certificate has USER.TENANT as common name, or USER for all tenants."
+        ),
     ] = False,
     all_tenants: AllOption = False,
     as_json: JsonOption = False,

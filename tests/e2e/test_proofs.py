@@ -94,8 +94,10 @@ def test_a_certificate_is_a_proof_where_the_login_says_so(
     world.registry.do(lambda service: service.add_login("batch", tenant.slug, LoginChange(methods=CERT)))
     named = LoginChange(methods=CERT, certificate="reports@acme")
     world.registry.do(lambda service: service.add_login("reports", tenant.slug, named))
-    own: dict[str, Any] = {"user": "batch", "password": "", **clients.issue("batch")}
+    own: dict[str, Any] = {"user": "batch", "password": "", **clients.issue(f"batch.{tenant.slug}")}
     assert whoami(world, tenant, **own) == tenant.database.role
+    of_another: dict[str, Any] = {"user": "batch", "password": "x", **clients.issue("batch")}
+    assert "password authentication failed" in refusal(world, tenant, **of_another), "it may be another tenant's batch"
     assert whoami(world, tenant, user="reports", password="", **clients.issue("reports@acme")) == tenant.database.role
 
 

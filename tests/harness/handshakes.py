@@ -141,6 +141,10 @@ class Account:
     login: Login | None
     refusal: Failure
 
+    @property
+    def certificate_name(self) -> str:
+        return "" if self.login is None else self.login.user
+
 
 def account(user: str, password: str, *methods: AuthMethod, md5: bool = False) -> Account:
     """A login that exists."""
