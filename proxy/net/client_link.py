@@ -119,10 +119,13 @@ class ClientLink(Stream):
         self.feeding = True
         while len(data) != 0:
             backend = self.backend
-            if backend is None:
+            if backend is None or self.front.is_discarding():
                 data = self._without_backend(data)
                 if len(data) == 0:
+                    if backend is not None:
+                        backend.try_release()
                     break
+            if backend is None:
                 backend = None if self._must_refuse(data) else self._acquire(data)
                 if backend is None:
                     data = self._after_refusal()

@@ -377,7 +377,7 @@ class Hub(Effects, LinkHost):
         if waiter is not None:
             if not self.driver.abandon(waiter):
                 return False
-        elif backend is None or not backend.state.swallowing_own or not client.held:
+        elif backend is None or backend.switching is None or not client.front.whole(client.held):
             return False
         client.refused(error_response(failure))
         return True

@@ -102,9 +102,13 @@ class FrontState:
     def is_one_query(self, data: bytes) -> bool:
         """Say whether `data` is one whole Query and nothing else is on: the commonest chunk there is."""
         end: i64 = len(data)
-        if end < 5 or data[0] != F_QUERY or self.dropping or self.skip_to_sync:
+        if end < 5 or data[0] != F_QUERY or self.is_discarding():
             return False
         return frame_size(data, 0) + 1 == end
+
+    def is_discarding(self) -> bool:
+        """Say whether what comes next belongs to a request that the proxy has refused: see `discard`."""
+        return self.dropping or self.skip_to_sync
 
     def state_in_advance(self, data: bytes) -> i64:
         """Return the pins that the first message of `data`, if it has come whole, is known to lead to."""

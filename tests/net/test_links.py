@@ -608,3 +608,59 @@ def test_tls_client_that_hangs_up_is_gone(world: LinkWorld, pool: PoolLedger, tl
     world.until(lambda: not client.polled, "the client's end")
     world.settle()
     assert pool.held == 0
+
+
+def during_settings(world: LinkWorld, pool: PoolLedger, request: bytes) -> tuple[ClientLink, Peer, Peer]:
+    """A client whose settings are being made while its request waits for that, its peer, and its silent server."""
+    client, peer = world.connect(pool, ParameterSet(parameter_pairs([(b"application_name", b"app")])))
+    world.answering = False
+    peer.sock.sendall(request)
+    world.until(lambda: world.opening, "a backend")
+    backend = world.open_backend(world.opening[0])
+    world.until(lambda: backend.state.swallowing_own, "settings on their way")
+    return client, peer, world.servers[backend.entry]
+
+
+def test_cancel_before_the_settings_are_made_skips_an_extended_request_up_to_its_sync(
+    world: LinkWorld, pool: PoolLedger
+) -> None:
+    client, peer, server = during_settings(world, pool, parse("", "select") + bind() + execute())
+    assert world.hub.cancel_queued(client, Failure(QUERY_CANCELED))
+    peer.sock.sendall(sync())
+    world.answering = True
+    world.settle()
+    assert kinds(bytes(peer.received)) == "EZ"
+    assert kinds(bytes(server.received)) == "Q", "the settings only"
+    assert client.backend is None
+    peer.sock.sendall(query("select"))
+    world.settle()
+    assert kinds(bytes(peer.received))[2:].endswith("CZ")
+
+
+def test_rest_of_a_long_query_that_was_cancelled_before_the_settings_are_made_never_reaches_the_server(
+    world: LinkWorld, pool: PoolLedger
+) -> None:
+    rest = query("smuggled")[:9]
+    whole = query("x" * 20000)[: -len(rest)] + rest
+    client, peer, server = during_settings(world, pool, whole[:10000])
+    assert world.hub.cancel_queued(client, Failure(QUERY_CANCELED))
+    world.answering = True
+    world.settle()
+    peer.sock.sendall(whole[10000:])
+    world.settle()
+    assert kinds(bytes(peer.received)) == "EZ"
+    assert kinds(bytes(server.received)) == "Q", "the settings only"
+    assert client.backend is None
+
+
+def test_cancel_refuses_no_request_that_has_only_begun_to_come(world: LinkWorld, pool: PoolLedger) -> None:
+    client, peer, _ = during_settings(world, pool, query("select"))
+    assert world.hub.cancel_queued(client, Failure(QUERY_CANCELED))
+    peer.sock.sendall(query("select")[:3])
+    world.until(lambda: client.held, "a beginning")
+    assert not world.hub.cancel_queued(client, Failure(QUERY_CANCELED))
+    world.answering = True
+    peer.sock.sendall(query("select")[3:])
+    world.settle()
+    assert kinds(bytes(peer.received)).endswith("CZ")
+    assert not world.internal_errors()
