@@ -43,7 +43,7 @@ CertificateOption = Annotated[
     typer.Option(
         "--certificate",
         metavar="NAME",
-        help="For the method cert: common name, or dn: and the subject. (default: USER.TENANT, or USER for all tenants)",
+        help="For the method cert: common name, or dn: and subject. (default: USER.TENANT, or USER for all tenants)",
     ),
 ]
 
