@@ -204,6 +204,11 @@ class BackState(ReplyQueue):
                     break
                 self.swallowing = was_swallowing = hidden
                 mixed = True
+            elif mixed and was_swallowing and (kind == B_NOTIFICATION or kind == B_PARAMETER_STATUS):
+                # It answers nothing of the proxy's: it has come in between, as to any session that is idle.
+                if pos > start:
+                    break
+                self.swallowing = was_swallowing = False
             self._account(kind, data, pos, min(end, after))
             if len(self.fault) != 0:
                 break

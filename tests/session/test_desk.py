@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from harness.fakeserver import command_complete, error_response, ready, row_description
+from harness.fakeserver import command_complete, error_response, parameter_status, ready, row_description
 from harness.rawclient import bind, close, cstring, describe, execute, flush, frame, parse, query, sync
-from harness.relaymodel import RelayPair
+from harness.relaymodel import NOTIFICATION, RelayPair
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -270,3 +270,21 @@ def test_settings_that_change_no_meaning_are_not_in_it() -> None:
     assert ParameterSet(((b"Application_Name", b"x"), (b"app.tenant", b"7"))).meaning == plain.meaning
     assert ParameterSet(((b"Search_Path", b"a"),)).meaning != plain.meaning
     assert ParameterSet(((b"a", b"b=c"),)).meaning != ParameterSet(((b"a=b", b"c"),)).meaning
+
+
+@pytest.mark.parametrize("message", [NOTIFICATION, parameter_status("TimeZone", "UTC")])
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_what_a_server_says_unasked_among_the_answers_to_the_proxy_is_for_the_client(
+    size: int, at: int, message: bytes
+) -> None:
+    pair = pair_with()
+    pair.client(parse("insert", "s"), sync())
+    replies = [*PREPARED_ANSWER, ready()]
+    answer = b"".join([*replies[:at], message, *replies[at:]])
+    for start in range(0, len(answer), size):
+        pair.server(answer[start : start + size])
+    assert pair.to_client.replace(message, b"") == PARSED + ready()
+    assert message in pair.to_client
+    assert pair.swallowed == CLOSED + NO_PARAMETERS + NO_DATA
+    assert pair.releasable()
