@@ -90,7 +90,6 @@ class Desk:
     """
 
     def __init__(self, ident: i64, table: StatementTable | None = None, meaning: bytes = b"") -> None:
-        self.ident: i64 = ident
         self.table: StatementTable | None = table
         self.meaning: bytes = meaning
         self.shifted: bool = False
@@ -104,6 +103,7 @@ class Desk:
         self.unnamed: bytes = b""
         self.unnamed_before: bytes = b""
         self.unnamed_changes: i64 = 0
+        self.unnamed_mark: i64 = ident << 32
 
     # What the scan asks, message by message.
 
@@ -158,7 +158,6 @@ class Desk:
         verdict = self._deallocates(book, name, back)
         if verdict == TAKEN:
             back.owe_noted(OWE_PARSE, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
-            back.unnamed_owner = self.ident
             types = data[data.find(b"\0", pos + 6, after) + 1 : after]
             body = b"DEALLOCATE " + SPARE_STATEMENT + b"\0" + types
             self._take(data, pos, after, _SPARE + parse_message(b"", body))
@@ -169,6 +168,7 @@ class Desk:
         if self._passes(back):
             return PASSED
         self.unnamed = b""
+        self.unnamed_mark += 1
         self.batch += 1
         book = self.book
         if book is None or after > len(data) or not _may_deallocate(data, pos + 5):
@@ -241,7 +241,7 @@ class Desk:
         if self.unnamed:
             return self._stop(NEED_UNNAMED)
         back.owe_own(OWE_CLOSE, Note(NOTE_CLOSE_COPY, None))
-        back.unnamed_owner = self.ident
+        back.unnamed_owner = self.unnamed_mark
         self._take(data, pos, pos, close_message(b""))
         return VERBATIM
 
@@ -258,7 +258,7 @@ class Desk:
         back.halted = HALT_INJECTED
         if need == NEED_UNNAMED:
             back.owe_own(OWE_PARSE, Note(NOTE_UNNAMED, None))
-            back.unnamed_owner = self.ident
+            back.unnamed_owner = self.unnamed_mark
             return self.unnamed + FLUSH
         named = self.needed
         assert named is not None
@@ -318,6 +318,7 @@ class Desk:
             self.unnamed_changes = 0
         self.unnamed_changes += 1
         self.unnamed = message
+        self.unnamed_mark += 1
 
     def _copy_for(self, name: bytes, back: BackState) -> Copy | None:
         """Find the copy that this name means now; None with a `need`, or without for a name that is not known."""

@@ -300,7 +300,7 @@ class FrontState:
             if not back.skipping:
                 self.batch_parsed = True
                 self.batch_bound = False
-                back.unnamed_owner = self.ident
+                back.unnamed_owner = self.desk.unnamed_mark
         if verdict == VERBATIM or verdict == PASSED:
             back.owe(OWE_PARSE)
         if verdict != STOP:
@@ -352,7 +352,7 @@ class FrontState:
 
     def _uses_unnamed(self, data: bytes, pos: i64, back: BackState) -> int:
         """Refuse the unnamed statement which another client left in this backend."""
-        if back.unnamed_owner == self.ident:
+        if back.unnamed_owner == self.desk.unnamed_mark:
             return VERBATIM
         if back.doubt:
             self.found = FOUND_FAULT

@@ -302,6 +302,28 @@ def test_unnamed_statement_is_made_again_where_a_query_of_somebody_else_has_ende
             other.query("select 1")
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_unnamed_statement_that_was_replaced_on_another_backend_is_not_run(
+    ended: bool, world: World, tenant: TenantUnderTest
+) -> None:
+    with proxied(world, tenant) as client, proxied(world, tenant) as other:
+        for name in ("begin", "commit"):
+            ask(other, parse(name, name), sync())
+        ask(client, parse("select 'first'"), sync())
+        # It has the backend that knows the first one, and says nothing there that would end it.
+        ask(other, bind(statement="begin"), execute(), sync())
+        ask(client, parse("select 'second'"), sync())
+        if ended:
+            client.query("select 1")
+        with busy(world, tenant):
+            ask(other, bind(statement="commit"), execute(), sync())
+            said = ask(client, bind(), execute(), sync())
+        if ended:
+            assert error(said)[0] == "26000"
+        else:
+            assert b"second" in dict(said)["D"]
+
+
 def test_unnamed_statement_is_made_again_where_it_is_used(world: World, tenant: TenantUnderTest) -> None:
     with proxied(world, tenant) as client:
         ask(client, parse("select 'unnamed'"), bind(), execute(), sync())
