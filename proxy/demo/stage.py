@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+import proxy
 from proxy.demo.catalog import DemoRegistry, DemoTenant
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.install import EmbeddedError
@@ -146,7 +147,7 @@ class Stage:
             "shutdown": {"grace": SHUTDOWN_GRACE},
         }
         directory = self._in_directory("")
-        env = {**_without_settings(os.environ), **self._registry_environment()}
+        env = {**_without_settings(os.environ), **self._registry_environment(), **_same_package()}
         self._node = NodeProcess(config, directory=directory, env=env, remove=(directory,))
         stack.callback(self._node.stop)
         self._node.start()
@@ -183,6 +184,11 @@ def _claim(port: int | None, option: str) -> int:
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Leave out the caller's own pgtenant settings, which would change the demonstration's."""
     return {name: value for name, value in environment.items() if not name.startswith("PGTENANT_")}
+
+
+def _same_package() -> dict[str, str]:
+    """Have the node import this very package: a source tree in the working directory would hide the installed one."""
+    return {} if Path(proxy.__file__).parents[1] == Path.cwd() else {"PYTHONSAFEPATH": "1"}
 
 
 def _all_of(outcomes: Iterable[object]) -> None:

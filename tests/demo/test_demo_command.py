@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from harness.waiting import wait_until
 
+import proxy
 from proxy.demo.ports import free_port, is_free
 
-DEMO = [sys.executable, "-m", "proxy", "demo"]
+DEMO = [sys.executable, "-P", "-m", "proxy", "demo"]
+PACKAGE_ROOT = str(Path(proxy.__file__).parents[1])
 SLUGS = ["acme", "globex", "initech", "umbrella"]
 
 
@@ -26,7 +28,7 @@ def environment() -> Iterator[dict[str, str]]:
     """An environment whose temporary directory is the demo's alone; nothing may run or lie there afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="pgtenant-test-"))
     directory.chmod(0o711)
-    yield {**os.environ, "TMPDIR": str(directory)}
+    yield {**os.environ, "TMPDIR": str(directory), "PYTHONPATH": PACKAGE_ROOT}
     wait_until(lambda: not processes_of(directory), what="the end of every process of the demo")
     wait_until(lambda: not list(directory.iterdir()), what="the end of every file of the demo")
     directory.rmdir()
@@ -55,6 +57,15 @@ def run(environment: dict[str, str], command: str, *options: str) -> subprocess.
     )
 
 
+@pytest.fixture
+def another_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with a source tree in it that is not the one that runs."""
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy" / "__init__.py").write_text('raise RuntimeError("not the package that runs the demo")\n')
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("another_tree")
 def test_command_reaches_every_tenant_and_finds_programs_registry_and_token(environment: dict[str, str]) -> None:
     query = 'psql -XAtc "select slug from shop"'
     script = " && ".join(
@@ -64,7 +75,7 @@ def test_command_reaches_every_tenant_and_finds_programs_registry_and_token(envi
             'test -n "$PGTENANT_ADMIN_TOKEN"',
             "pgbench --version",
             "command -v python",
-            "python -m proxy tenant list --json",
+            "python -P -m proxy tenant list --json",
         ]
     )
     ran = run(environment, f"{script} && exit 7")
