@@ -7,6 +7,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -145,15 +146,21 @@ def _post(url: str, token: str) -> dict[str, Any]:
             answer = json.loads(response.read(MAX_ANSWER) or b"{}")
     except urllib.error.HTTPError as error:
         text = error.read(MAX_ANSWER).decode("utf-8", "replace").strip()
-        fail(
-            f"the node refused ({error.code}): {text or error.reason}",
-            f"the admin token is taken from {TOKEN_VARIABLE}",
-        )
+        fail(f"the node refused ({error.code}): {text or error.reason}", _hint_for(error.code))
     except (OSError, HTTPException) as error:
         fail(f"no node answers at {url}: {getattr(error, 'reason', error)}", "check that it runs, and --http")
     except ValueError:
         fail(f"{url} answered something that is not JSON", "check --http")
     return answer if isinstance(answer, dict) else {}
+
+
+def _hint_for(status: int) -> str:
+    """Say what to look at when a node answers a reload with this HTTP status."""
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return f"the admin token is taken from --token-file or {TOKEN_VARIABLE}; it must be the node's http.admin_token"
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return "what was in force stays in force; mend what the node says above and reload again"
+    return "check --http; the node's log says more"
 
 
 def _write(path: Path, text: str) -> None:

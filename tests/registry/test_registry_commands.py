@@ -295,9 +295,11 @@ def test_a_server_that_cannot_be_used_says_why(
 
 class Node(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        right = self.path == "/reload" and self.headers["Authorization"] == "Bearer admin secret"
-        body = b'{"version": 7}' if right else b"wrong token"
-        self.send_response(200 if right else 401)
+        status, body = {
+            "Bearer admin secret": (200, b'{"version": 7}'),
+            "Bearer during an outage": (503, b"no registry"),
+        }.get(self.headers["Authorization"], (401, b"wrong token"))
+        self.send_response(status if self.path == "/reload" else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -323,6 +325,12 @@ def test_a_node_is_told_to_reload(run: Run, node: str, monkeypatch: pytest.Monke
     (tmp_path / "token").write_text("another\n")
     refused = run("registry", "reload", "--http", node, "--token-file", "token", status=1)
     assert "the node refused (401): wrong token" in refused.stderr
+    assert "the admin token is taken from --token-file" in refused.stderr
+    monkeypatch.setenv("PGTENANT_ADMIN_TOKEN", "during an outage")
+    down = run("registry", "reload", "--http", node, status=1).stderr
+    assert "the node refused (503): no registry" in down
+    assert "what was in force stays in force" in down
+    assert "check --http" in run("registry", "reload", "--http", f"{node}/x", status=1).stderr
     for url in ("http://127.0.0.1:1", "file:///etc/passwd"):
         assert "hint:" in run("registry", "reload", "--http", url, status=1).stderr
 
