@@ -32,6 +32,7 @@ from proxy.session.reply_queue import (
 from proxy.session.statements import (
     ALL_STATEMENTS,
     FLUSH,
+    NAME_PREFIX,
     NO_STATEMENT,
     NOTE_CLOSE_COPY,
     NOTE_CLOSE_NAME,
@@ -219,14 +220,14 @@ class Desk:
         if len(name) == 0 and not back.skipping:
             self._set_unnamed(b"", back)
         if book is None:
-            return VERBATIM
+            return self._close_unknown(data, pos, after, name, back)
         if self._passes(back):
             return PASSED
         if self._unsettled(book, back):
             return self._stop(NEED_QUIET)
         named = book.remove(name)
         if named is None:
-            return VERBATIM
+            return self._close_unknown(data, pos, after, name, back)
         back.owe_noted(OWE_CLOSE, Note(NOTE_CLOSE_NAME, None, book, name, named))
         book.noted = self.batch
         self._take(data, pos, after, close_message(NO_STATEMENT))
@@ -370,6 +371,14 @@ class Desk:
             return self._stop(NEED_QUIET)
         _owe_spare(back)
         book.noted = self.batch
+        return TAKEN
+
+    def _close_unknown(self, data: bytes, pos: i64, after: i64, name: bytes, back: BackState) -> int:
+        """Leave a statement alone that the client calls by the proxy's own name for it: it is for others as well."""
+        if self.table is None or not name.startswith(NAME_PREFIX) or back.doubt or back.skipping:
+            return VERBATIM
+        back.owe(OWE_CLOSE)
+        self._take(data, pos, after, close_message(NO_STATEMENT))
         return TAKEN
 
     def _make_copy(self, statement: Statement, back: BackState) -> bytes:

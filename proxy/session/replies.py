@@ -198,17 +198,13 @@ class BackState(ReplyQueue):
                 break
             was_swallowing: bool = self.swallowing
             mixed: bool = self.own != 0
-            if kind == B_ERROR and owed:
-                hidden = self._hides_error(data, pos, min(end, after))
+            if owed and (kind == B_ERROR or (mixed and (kind == B_NOTIFICATION or kind == B_PARAMETER_STATUS))):
+                # What is no reply at all has come in between, as to any session that is idle.
+                hidden = kind == B_ERROR and self._hides_error(data, pos, min(end, after))
                 if hidden != was_swallowing and pos > start:
                     break
                 self.swallowing = was_swallowing = hidden
                 mixed = True
-            elif mixed and was_swallowing and (kind == B_NOTIFICATION or kind == B_PARAMETER_STATUS):
-                # It answers nothing of the proxy's: it has come in between, as to any session that is idle.
-                if pos > start:
-                    break
-                self.swallowing = was_swallowing = False
             self._account(kind, data, pos, min(end, after))
             if len(self.fault) != 0:
                 break
@@ -396,6 +392,9 @@ class BackState(ReplyQueue):
             self.cleared = True
             self.discarded = tag == b"DISCARD ALL" and self._last_asked(debt)
             self.remarks = True
+        elif tag == b"DEALLOCATE" and not (debt == OWE_QUERY and self.queue[self.head] & NOTED):
+            # It may have been a copy of others, by the proxy's name for it.
+            self.shelf.distrust()
 
     def _last_asked(self, debt: int) -> bool:
         """Say whether the client has asked nothing behind the statement whose CommandComplete is being read."""

@@ -405,6 +405,9 @@ def test_copy_that_a_client_has_taken_away_is_made_again(world: World, tenant: T
         ask(client, parse(SELECT, "s"), sync())
         ((name,),) = meddler.rows("select name from pg_prepared_statements where name like 'pgtenant%'")
         meddler.query(f"deallocate {name}")
+        ask(meddler, close(str(name)), sync())
+        assert "D" in kinds(ask(client, *use))
+        meddler.query(f"do $$ begin execute 'deallocate {name}'; end $$")
         assert error(ask(client, *use)) == ("26000", 'prepared statement "s" does not exist')
         assert "D" in kinds(ask(client, *use))
 

@@ -288,3 +288,28 @@ def test_what_a_server_says_unasked_among_the_answers_to_the_proxy_is_for_the_cl
     assert message in pair.to_client
     assert pair.swallowed == CLOSED + NO_PARAMETERS + NO_DATA
     assert pair.releasable()
+
+
+def test_copy_that_others_use_is_not_closed_by_its_name() -> None:
+    pair = pair_with()
+    pair.client(parse("insert", "s"), sync())
+    pair.server(*PREPARED_ANSWER, ready())
+    stranger = pair_with(pair.front.desk.table, pair.back, ident=2)
+    stranger.client(close(OWN), sync())
+    assert close(OWN) not in stranger.to_server
+    stranger.server(CLOSED, ready())
+    assert stranger.to_client == CLOSED + ready()
+    assert stranger.releasable()
+
+
+def test_copy_is_made_again_after_anything_was_deallocated_in_sql() -> None:
+    table = StatementTable()
+    pair = pair_with(table)
+    pair.client(parse("insert", "s"), sync())
+    pair.server(*PREPARED_ANSWER, ready())
+    stranger = pair_with(table, pair.back, ident=2)
+    stranger.client(query(f"deallocate {OWN}"))
+    stranger.server(command_complete("DEALLOCATE"), ready())
+    pair.to_server.clear()
+    pair.client(bind(statement="s"), execute(), sync())
+    assert pair.to_server == PREPARED + flush()
