@@ -116,3 +116,4 @@ def test_the_page_in_the_tree_has_every_driver_scenario_and_explanation() -> Non
     for name in (*(driver.title for driver in DRIVERS), *Scenario):
         assert page.count(f"| {name}") >= 1, name
     assert set(re.findall(r"^### (\w+)$", page, re.MULTILINE)) <= {explanation.key for explanation in EXPLANATIONS}
+    assert "Not explained" not in page
