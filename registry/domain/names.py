@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from registry.contract import Address
@@ -102,11 +102,21 @@ def check_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
     for address in found:
         if len(address.host) > MAX_HOST_CHARS or _HOST.fullmatch(address.host) is None:
             raise Invalid("hosts", f"{address.host!r} is no host", "a name, an IP address or a socket's directory")
+        if ":" in address.host and not address.host.startswith("/") and not _is_ip_address(address.host):
+            raise Invalid("hosts", f"{address.host!r} is no IPv6 address", "with a port it is [IPv6]:port")
         if not 1 <= address.port <= 65535:
             raise Invalid("hosts", f"{address.port} is no port", "1 to 65535")
     if len(set(found)) != len(found):
         raise Invalid("hosts", "a host stands there twice", "leave one out")
     return found
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:

@@ -63,7 +63,10 @@ def test_addresses(text: str, address: Address) -> None:
     assert parse_address(format_address(address)) == address
 
 
-@pytest.mark.parametrize("text", ["", ":5432", "a b", "db:0", "db:70000", "db:x", "[::1", "a,b", "db:123456"])
+@pytest.mark.parametrize(
+    "text",
+    ["", ":5432", "a b", "db:0", "db:70000", "db:x", "[::1", "a,b", "db:123456", "db:1:2", "::1:54321", "[db:1]:2"],
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(Invalid):
         parse_address(text)
