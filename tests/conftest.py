@@ -91,7 +91,7 @@ def start_proxy(
     """Start the proxy on the test's registry and wait until it is ready: `start_proxy(pool={"pool_size": 2})`."""
     with ExitStack() as stack:
 
-        def start(*, env: dict[str, str] | None = None, **sections: dict[str, Any]) -> ProxyProcess:
+        def start(*, env: dict[str, str] | None = None, **sections: Any) -> ProxyProcess:
             directory = tmp_path_factory.mktemp("proxy")
             proxy = ProxyProcess(directory, registry.url, registry.keys, env=env, **sections)
             return stack.enter_context(proxy)
