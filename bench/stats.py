@@ -130,7 +130,7 @@ class CellResult:
 
     def ratios_to_simple(self) -> Spread | None:
         """The processor time of pgtenant to that which the simple cell took, of every round."""
-        if self.simple is None:
+        if self.simple is None or self.cell.scenario not in (Scenario.EXTENDED, Scenario.PREPARED):
             return None
         return _ratios(self.outcomes.get(PGTENANT, []), self.simple.outcomes.get(PGTENANT, []), cpu_of)
 
