@@ -17,7 +17,7 @@ __all__ = ["Registry", "open_registry"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from registry import opening  # noqa: PLC0415
+    from registry import opening  # noqa: PLC0415 - nodes that only need the contract import no store
 
     value: object = getattr(opening, name)
     return value

@@ -113,7 +113,9 @@ class Greeting:
 def channel_of(greeting: Greeting) -> Channel:
     """What a login may rest on, of the connection over which a client has greeted."""
     tls = greeting.tls
-    return Channel() if tls is None else Channel(True, tls.shown.end_point, tls.peer)  # noqa: FBT003 - it is encrypted
+    if tls is None:
+        return Channel()
+    return Channel(encrypted=True, end_point=tls.shown.end_point, certificate=tls.peer)
 
 
 async def greet(io: HandshakeSocket, policy: GreetPolicy) -> Greeting:
