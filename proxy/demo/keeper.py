@@ -94,8 +94,10 @@ def _obey(
     order: dict[str, Any],
     abandoned: threading.Event,
 ) -> None:
-    for line in lines:
-        _signal(child, int(line.split()[1]), whole_group=order["sweep"])
+    # A stream that was closed with our answer still unread ends with a reset.
+    with contextlib.suppress(ConnectionResetError):
+        for line in lines:
+            _signal(child, int(line.split()[1]), whole_group=order["sweep"])
     abandoned.set()
     _signal(child, int(order["end_signal"]), whole_group=order["sweep"])
     try:
