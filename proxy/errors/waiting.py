@@ -1,0 +1,82 @@
+"""What cannot be served now."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.errors.failure import ErrorSpec, Severity
+
+SUSPENDED: Final = ErrorSpec(
+    name="suspended",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="info",
+    text='tenant "{tenant}" is suspended',
+    hint='Ask the operator of this service; "pgtenant tenant resume {tenant}" ends it.',
+    retry_safe=False,
+)
+NOT_READY: Final = ErrorSpec(
+    name="not_ready",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="info",
+    text='the database of tenant "{tenant}" is not ready: its state is {state}',
+    hint='Connect again later; "pgtenant tenant show {tenant}" tells the operator what it is waiting for.',
+    retry_safe=True,
+)
+SERVER_DOWN: Final = ErrorSpec(
+    name="server_down",
+    sqlstate="57P03",
+    severity=Severity.ERROR,
+    log_level="error",
+    text='the database server of tenant "{tenant}" cannot be reached now: {reason}',
+    hint='Try again in a few seconds; nothing has run.  "pgtenant server test" tells the operator what is wrong.',
+    retry_safe=True,
+)
+BACKEND_LOGIN_FAILED: Final = ErrorSpec(
+    name="backend_login_failed",
+    sqlstate="57P03",
+    severity=Severity.ERROR,
+    log_level="error",
+    text='the database server did not accept the proxy\'s login for tenant "{tenant}" (SQLSTATE {sqlstate})',
+    hint="This is not the client's password: the operator finds the server's answer in the proxy's log and corrects "
+    'the tenant\'s role, password or database with "pgtenant tenant set {tenant}".',
+    retry_safe=True,
+)
+REGISTRY_DOWN: Final = ErrorSpec(
+    name="registry_down",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="error",
+    text="the registry of tenants cannot be reached now, and this connection needs it",
+    hint="Connect again in a few seconds; tenants that this proxy already knows are served meanwhile.",
+    retry_safe=True,
+)
+VERIFIERS_UNAVAILABLE: Final = ErrorSpec(
+    name="verifiers_unavailable",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="error",
+    text="the database server that knows this user cannot be asked now",
+    hint="Connect again in a few seconds; the proxy's log tells the operator what the server's answer was.",
+    retry_safe=True,
+)
+NODE_STOPPING: Final = ErrorSpec(
+    name="node_stopping",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="info",
+    text="the proxy is shutting down and accepts no new connections",
+    hint="Connect again; another node, or this one after its restart, will answer.",
+    retry_safe=True,
+)
+
+SPECS: Final = (
+    SUSPENDED,
+    NOT_READY,
+    SERVER_DOWN,
+    BACKEND_LOGIN_FAILED,
+    REGISTRY_DOWN,
+    VERIFIERS_UNAVAILABLE,
+    NODE_STOPPING,
+)
