@@ -15,7 +15,7 @@ from proxy.auth.md5 import md5_hash, md5_response, mock_md5_hash, verify_md5
 from proxy.auth.scram import MECHANISM, MECHANISM_PLUS, NONCE_SIZE
 from proxy.auth.scram_client import ScramClient, choose_mechanism
 from proxy.auth.scram_server import ScramServer
-from proxy.auth.slowdown import Slowdown, neighbourhood
+from proxy.auth.slowdown import Attempt, Slowdown, neighbourhood
 from proxy.auth.verifiers import (
     DEFAULT_ITERATIONS,
     SALT_SIZE,
@@ -33,6 +33,7 @@ __all__ = [
     "MECHANISM_PLUS",
     "NONCE_SIZE",
     "SALT_SIZE",
+    "Attempt",
     "AuthError",
     "ChannelBindingFailed",
     "ClientKey",

@@ -42,6 +42,11 @@ class ScramServer:
         self._client_first_bare = b""
         self._server_first = b""
 
+    @property
+    def challenged(self) -> bool:
+        """Whether the next message has the proof."""
+        return bool(self._server_first)
+
     def start(self, mechanism: str, data: bytes | None) -> bytes:
         """Take the client's choice and, where it sent any, its first message; without one the challenge is empty."""
         if mechanism not in self.offers:
@@ -53,7 +58,7 @@ class ScramServer:
         """Take the client's next message."""
         if self._tried:
             raise MalformedExchange("SCRAM exchange is already over")
-        return self._outcome(data) if self._server_first else self._challenge(data)
+        return self._outcome(data) if self.challenged else self._challenge(data)
 
     def _challenge(self, client_first: bytes) -> bytes:
         self._gs2_header = self._read_gs2_header(client_first)

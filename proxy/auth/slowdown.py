@@ -1,25 +1,46 @@
-"""Failed logins are slowed: each failure makes the next attempt on that tenant from that address wait longer.
+"""Failed logins are slowed: each failure makes the next attempt on that login from that address wait longer.
 
-Only that: nobody is locked out, and who comes from elsewhere notices nothing.
+Only that: nobody is locked out, who comes from elsewhere notices nothing, and who shares the address with somebody that
+guesses waits for a moment at most.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 MAX_ENTRIES: Final = 10_000
 
 FREE: Final = 3
 """Failures that anybody may have who types."""
 
-Attempts: TypeAlias = tuple[str, str]
-"""What failures are counted by: the tenant as it was spelled, and the address."""
+FREE_OF_SITE: Final = 20
+"""Failures that all logins of a tenant may have together from one address."""
+
+Site: TypeAlias = tuple[str, str]
+"""The tenant as it was spelled, and the address."""
 
 _SITE_BITS: Final = 64
 _MOST_DOUBLINGS: Final = 32
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What failures are counted by: tenant and user as they were spelled, and the address."""
+
+    tenant: str
+    address: str
+    user: str
+
+    @property
+    def site(self) -> Site:
+        return self.tenant, self.address
 
 
 @dataclass(slots=True)
@@ -28,11 +49,23 @@ class _Failures:
     last: float
 
 
-class Slowdown:
-    """The failures of the `limit` tenants and addresses that last had one.
+@dataclass(slots=True)
+class _SiteFailures(_Failures):
+    due: float = 0.0
 
-    After `FREE` failures an attempt waits `first` seconds, and twice as long after each further one, up to `most`.  All
-    is forgiven with a success, or `forget` seconds after the last failure.  `first` 0 switches it off.
+
+class Slowdown:
+    """The failures of the `limit` logins, and of as many tenants and addresses, that last had one.
+
+    After `FREE` failures an attempt on that login waits `first` seconds, and twice as long after each further one, up
+    to `most`.  A success of that very login forgives its failures, and so do `forget` seconds without one.
+
+    After `FREE_OF_SITE` failures over all logins of a tenant from one address its attempts are let through `first`
+    seconds apart, whatever login they name, though none waits longer than `most`.  Logins that have succeeded from
+    there within `forget` seconds are spared, and no success forgives these: who has one login cannot guess others the
+    faster for it.
+
+    `first` 0 switches it all off.
     """
 
     def __init__(self, *, first: float, most: float, forget: float, limit: int = MAX_ENTRIES) -> None:
@@ -40,39 +73,67 @@ class Slowdown:
         self._most = most
         self._forget = forget
         self._limit = limit
-        self._failures: OrderedDict[Attempts, _Failures] = OrderedDict()
+        self._failures: OrderedDict[Attempt, _Failures] = OrderedDict()
+        self._sites: OrderedDict[Site, _SiteFailures] = OrderedDict()
+        self._familiar: OrderedDict[Attempt, float] = OrderedDict()
 
-    def delay(self, attempts: Attempts, now: float) -> float:
-        """Seconds that an attempt has to wait before it is looked at."""
-        failures = self._current(attempts, now)
-        if failures is None or failures.count < FREE:
+    def delay(self, attempt: Attempt, now: float) -> float:
+        """Seconds that an attempt has to wait because of its own login's failures, before it is looked at.
+
+        The caller lets attempts on one login wait one after the other, and asks anew for each when its turn has come.
+        """
+        failures = self._failures.get(attempt)
+        if failures is None or self._is_over(failures, now) or failures.count < FREE:
             return 0.0
         doublings = min(failures.count - FREE, _MOST_DOUBLINGS)
         return min(self._most, self._first * 2.0**doublings)
 
-    def failed(self, attempts: Attempts, now: float) -> None:
-        """Count a failure."""
-        failures = self._current(attempts, now) or _Failures(0, now)
-        failures.count += 1
-        failures.last = now
-        self._failures[attempts] = failures
-        self._failures.move_to_end(attempts)
-        if len(self._failures) > self._limit:
-            self._failures.popitem(last=False)
+    def reserve(self, attempt: Attempt, now: float) -> float:
+        """Seconds until an attempt's turn among all those of its tenant and address, which is its own from now on."""
+        site = self._sites.get(attempt.site)
+        if site is None or self._is_over(site, now) or site.count < FREE_OF_SITE or self._is_familiar(attempt, now):
+            return 0.0
+        site.due = min(max(site.due, now) + self._first, now + self._most)
+        return site.due - now
 
-    def succeeded(self, attempts: Attempts) -> None:
-        """Forgive all failures."""
-        self._failures.pop(attempts, None)
+    def failed(self, attempt: Attempt, now: float) -> None:
+        """Count a failure."""
+        if not self._first:
+            return
+        own = self._failures.get(attempt)
+        if own is None or self._is_over(own, now):
+            own = _Failures(0, now)
+        site = self._sites.get(attempt.site)
+        if site is None or self._is_over(site, now):
+            site = _SiteFailures(0, now)
+        for failures in (own, site):
+            failures.count += 1
+            failures.last = now
+        _put(self._failures, attempt, own, self._limit)
+        _put(self._sites, attempt.site, site, self._limit)
+
+    def succeeded(self, attempt: Attempt, now: float) -> None:
+        """Forgive the login's own failures."""
+        if self._first:
+            self._failures.pop(attempt, None)
+            _put(self._familiar, attempt, now, self._limit)
 
     def __len__(self) -> int:
-        return len(self._failures)
+        return len(self._failures) + len(self._sites) + len(self._familiar)
 
-    def _current(self, attempts: Attempts, now: float) -> _Failures | None:
-        failures = self._failures.get(attempts)
-        if failures is not None and failures.last + self._forget <= now:
-            del self._failures[attempts]
-            return None
-        return failures
+    def _is_over(self, failures: _Failures, now: float) -> bool:
+        return failures.last + self._forget <= now
+
+    def _is_familiar(self, attempt: Attempt, now: float) -> bool:
+        since = self._familiar.get(attempt)
+        return since is not None and now < since + self._forget
+
+
+def _put(table: OrderedDict[K, V], key: K, value: V, limit: int) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > limit:
+        table.popitem(last=False)
 
 
 def neighbourhood(address: str) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from proxy.auth import (
     NONCE_SIZE,
@@ -48,6 +49,9 @@ COSTLY_ITERATIONS: Final = 16_384
 
 DISTINGUISHED: Final = "dn:"
 """What begins a login's certificate where it is the whole subject, instead of the common name."""
+
+Turn: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
+"""Makes what is entered right before an answer is looked at, and left, with WrongPassword if it is wrong, after it."""
 
 _SCRAM_ONLY: Final = frozenset({AuthMethod.SCRAM})
 _ASK_CLEARTEXT: Final = AuthenticationCleartextPassword().encode()
@@ -111,12 +115,20 @@ class Claim(Protocol):
     def refusal(self) -> Failure: ...
 
 
-async def authenticate(io: HandshakeSocket, user: str, claim: Claim, policy: AuthPolicy, channel: Channel) -> Proof:
+async def authenticate(
+    io: HandshakeSocket,
+    user: str,
+    claim: Claim,
+    policy: AuthPolicy,
+    channel: Channel,
+    turn: Turn = nullcontext,
+) -> Proof:
     """Have a client prove who it is.
 
     `user` is the name as the client spelled it.  A method beyond SCRAM-SHA-256 that the login opted in to is
     preferred, md5 before cleartext: the server has to choose before it knows what the client can do.  A login with the
-    method cert is believed with the right certificate; without it, the other methods that it has are left.
+    method cert is believed with the right certificate; without it, the other methods that it has are left.  `turn` may
+    make what can be guessed wait: between it and the verdict nothing is read.
 
     Raises Failure: the claim's refusal for a wrong password, a refusal of a channel that the client is not bound to, a
     protocol violation for anything that is no answer.
@@ -129,10 +141,10 @@ async def authenticate(io: HandshakeSocket, user: str, claim: Claim, policy: Aut
         if login is not None and (policy.trust or is_certified(claim, channel.certificate)):
             return Proof()
         if stored is not None:
-            return await _by_md5(io, stored.reveal(), policy)
+            return await _by_md5(io, stored.reveal(), policy, turn)
         if AuthMethod.PASSWORD in methods and (channel.encrypted or policy.allow_cleartext):
-            return await _by_cleartext(io, claim.verifier)
-        proof = await _by_scram(io, claim.verifier, policy, channel)
+            return await _by_cleartext(io, claim.verifier, turn)
+        proof = await _by_scram(io, claim.verifier, policy, channel, turn)
     except ChannelBindingFailed as error:
         raise Failure(CHANNEL_BINDING_FAILED, reason=error) from None
     except (MalformedExchange, ProtocolError) as error:
@@ -155,7 +167,9 @@ def is_certified(claim: Claim, certificate: PeerCertificate | None) -> bool:
     return certificate.common_name == identity
 
 
-async def _by_scram(io: HandshakeSocket, verifier: ScramVerifier, policy: AuthPolicy, channel: Channel) -> Proof:
+async def _by_scram(
+    io: HandshakeSocket, verifier: ScramVerifier, policy: AuthPolicy, channel: Channel, turn: Turn
+) -> Proof:
     end_point = channel.end_point if policy.channel_binding else None
     scram = ScramServer(verifier, policy.random(NONCE_SIZE), end_point)
     await io.send(AuthenticationSASL(scram.offers).encode())
@@ -163,28 +177,32 @@ async def _by_scram(io: HandshakeSocket, verifier: ScramVerifier, policy: AuthPo
     data = scram.start(initial.mechanism, initial.data)
     while not scram.done:
         await io.send(AuthenticationSASLContinue(data).encode())
-        data = scram.step(SASLResponse.decode(await _read_answer(io, MAX_SASL_BODY)).data)
+        answer = SASLResponse.decode(await _read_answer(io, MAX_SASL_BODY)).data
+        async with turn() if scram.challenged else nullcontext():
+            data = scram.step(answer)
     return Proof(AuthenticationSASLFinal(data).encode(), scram.client_key)
 
 
-async def _by_md5(io: HandshakeSocket, stored: str, policy: AuthPolicy) -> Proof:
+async def _by_md5(io: HandshakeSocket, stored: str, policy: AuthPolicy, turn: Turn) -> Proof:
     salt = policy.random(SALT_SIZE)
     await io.send(AuthenticationMD5Password(salt).encode())
     answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD))
-    if not verify_md5(stored, salt, answer.password):
-        raise WrongPassword("password authentication failed")
+    async with turn():
+        if not verify_md5(stored, salt, answer.password):
+            raise WrongPassword("password authentication failed")
     return Proof()
 
 
-async def _by_cleartext(io: HandshakeSocket, verifier: ScramVerifier) -> Proof:
+async def _by_cleartext(io: HandshakeSocket, verifier: ScramVerifier, turn: Turn) -> Proof:
     await io.send(_ASK_CLEARTEXT)
     answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD))
-    if verifier.iterations > COSTLY_ITERATIONS:
-        fits = await asyncio.to_thread(verify_cleartext, verifier, answer.password)
-    else:
-        fits = verify_cleartext(verifier, answer.password)
-    if not fits:
-        raise WrongPassword("password authentication failed")
+    async with turn():
+        if verifier.iterations > COSTLY_ITERATIONS:
+            fits = await asyncio.to_thread(verify_cleartext, verifier, answer.password)
+        else:
+            fits = verify_cleartext(verifier, answer.password)
+        if not fits:
+            raise WrongPassword("password authentication failed")
     return Proof()
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
-from proxy.auth import Slowdown, neighbourhood
+from proxy.auth import Attempt, Slowdown, neighbourhood
 from proxy.errors import CERTIFICATE_OF_ANOTHER, Failure
 from proxy.net.client_authentication import AuthPolicy, Proof, authenticate, is_certified
 from proxy.net.client_handshake import Greeting, channel_of
 from proxy.net.client_tls import ClientTlsMode
 from proxy.net.handshake_io import HandshakeSocket
+from proxy.net.turns import Turns
 from proxy.routing.resolver import Resolution, Resolver
 
 log = structlog.get_logger(__name__)
@@ -21,7 +22,7 @@ log = structlog.get_logger(__name__)
 class Doorkeeper:
     """Proves clients for one node.
 
-    `tls_mode` is what clients' certificates are held to, None without TLS.  `slowed` counts logins that had to wait.
+    `tls_mode` is what clients' certificates are held to, None without TLS.
     """
 
     def __init__(
@@ -35,37 +36,35 @@ class Doorkeeper:
     ) -> None:
         self._resolver = resolver
         self._policy = policy
-        self._slowdown = slowdown
+        self._turns = Turns(slowdown, clock=clock)
         self._tls_mode = tls_mode
-        self._clock = clock
-        self.slowed = 0
+
+    @property
+    def slowed(self) -> int:
+        """How many logins had to wait because of earlier failures."""
+        return self._turns.slowed
 
     async def prove(self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, host: str) -> Proof:
-        """Have a client prove who it is; after failures only once it has waited, whether or not it would succeed now.
+        """Have a client prove who it is; after failures its proof waits before it is looked at, be it right or wrong.
 
         Else who guesses would know at once which answers are worth waiting for.  `host` is the client's address.
         Raises Failure and PeerGone, as `authenticate` does.
         """
         user = resolution.selectors.user
-        tenant = None if resolution.route is None else resolution.route.slug
-        attempts = (resolution.spelled, neighbourhood(host))
-        delay = self._slowdown.delay(attempts, self._clock())
-        if delay:
-            self.slowed += 1
-            log.info("login slowed", tenant=tenant, user=user, address=host, seconds=delay)
-            await asyncio.sleep(delay)
+        attempt = Attempt(resolution.spelled, neighbourhood(host), resolution.survey.reading.user)
         try:
-            proof = await authenticate(io, user, resolution, self._policy, channel_of(greeting))
+            proof = await authenticate(
+                io, user, resolution, self._policy, channel_of(greeting), partial(self._turns.turn, attempt)
+            )
             if not await self._resolver.confirm(resolution):
                 raise resolution.refusal
         except Failure as failure:
             if failure is resolution.refusal:
-                self._slowdown.failed(attempts, self._clock())
                 self._resolver.doubt(resolution)
-                if resolution.barred:
-                    log.warning("the tenant's clients may not come from this address", tenant=tenant, address=host)
+                if resolution.barred and resolution.route is not None:
+                    slug = resolution.route.slug
+                    log.warning("the tenant's clients may not come from this address", tenant=slug, address=host)
             raise
-        self._slowdown.succeeded(attempts)
         return proof
 
     def check_owner(self, greeting: Greeting, resolution: Resolution) -> None:

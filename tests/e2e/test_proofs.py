@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.waiting import allowed, wait_until
 from harness.world import World
 
 from proxy.demo.facts import ServerFacts
-from registry.contract import AuthMethod
+from registry.contract import AuthMethod, Secret
 from registry.domain.models import LoginChange
 
 CERT = frozenset({AuthMethod.CERT})
@@ -198,6 +199,25 @@ def test_failures_slow_their_address_and_tenant_and_nobody_else(
         assert _seconds(world, other, other.password) < allowed(0.25), "another tenant"
         assert 0.25 < _seconds(world, one, one.password) < allowed(2), "the right password waits as long, once"
         assert _seconds(world, one, one.password) < allowed(0.25), "and has cleared the failures"
+
+
+def test_a_hundred_connections_guess_no_faster_than_one_and_who_shares_their_address_goes_on(
+    registry: RegistryUnderTest, pg18: ServerFacts, start_proxy: Callable[..., ProxyProcess]
+) -> None:
+    registry.do(lambda service: service.tenants())
+    with World(registry, start_proxy(auth={"failure_delay": 0.2, "failure_delay_most": 0.2})) as world:
+        tenant = world.tenant(pg18)
+        mate = LoginChange(password=Secret("mate"))
+        world.registry.do(lambda service: service.add_login("mate", tenant.slug, mate))
+        began = time.monotonic()
+        with ThreadPoolExecutor(12) as pool:
+            guesses = [pool.submit(_seconds, world, tenant, "guess") for _ in range(12)]
+            wait_until(lambda: sum(one.done() for one in guesses) >= 3, what="the first three refused")
+            mates = _seconds(world, tenant, "mate", user="mate")
+            assert not all(one.done() for one in guesses)
+        assert time.monotonic() - began >= 9 * 0.2
+        assert mates < allowed(0.2)
+        assert _seconds(world, tenant, "guess") > 0.15, "what a mate has proved forgives nothing"
 
 
 def _seconds(world: World, tenant: TenantUnderTest, password: str, **parameters: Any) -> float:
