@@ -7,9 +7,10 @@ the registry.  A role that has expired or may not log in counts as absent, as th
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from proxy.auth import ClientKeys, ScramVerifier, VerifierError
@@ -23,7 +24,7 @@ MAX_ROLE_BYTES: Final = 63
 """Longest name of a role in PostgreSQL; a longer one would be cut, and mean somebody else."""
 
 DOUBT_AFTER: Final = 1.0
-"""Seconds for which an answer is believed although a login has failed by it: so guessing does not ask every time."""
+"""Seconds between two failed logins that make the node ask again: so guessing does not ask every time."""
 
 NO_LOGIN: Final = 0
 """The id of a login that is not in the registry."""
@@ -59,10 +60,11 @@ class ServerLoginLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """An answer (None: no such role that may log in), and when it ends by the node's clock."""
+    """An answer (None: no such role that may log in), when it ends, and when it was doubted, by the node's clock."""
 
     login: Login | None
     until: float
+    doubted_at: float = -math.inf
 
 
 class ServerLogins:
@@ -111,13 +113,17 @@ class ServerLogins:
     def doubt(self, tenant_id: int, server_id: int, user: str, *, surely: bool = False) -> None:
         """Ask again next time: a login has failed by this answer, or (`surely`) the server itself refused its key.
 
-        Doubt absence as well as presence: else the time of the next attempt would tell which it was.
+        So the second attempt with a new password succeeds, however lately the server was asked before the first.  Doubt
+        absence as well as presence: else the time of the next attempt would tell which it was.
         """
         key = (tenant_id, server_id, user)
         entry = self._shelf.get(key)
-        if entry is not None and (surely or entry.asked_at + DOUBT_AFTER <= self._clock()):
-            self._shelf.known.drop(key)
-            self._shelf.unknown.drop(key)
+        if entry is None:
+            return
+        known, now = entry.value, self._clock()
+        if surely or known.doubted_at + DOUBT_AFTER <= now:
+            doubted = replace(entry, value=replace(known, until=now, doubted_at=now))
+            self._shelf.put(key, doubted, empty=known.login is None)
 
     def apply(self, change: RouteChange) -> None:
         """Forget what a change of the registry concerns."""
@@ -156,7 +162,10 @@ class ServerLogins:
             lifetime = self._limits.ttl
             if role.seconds_left is not None:
                 lifetime = min(lifetime, role.seconds_left)
-        self._shelf.put(key, Entry(_Known(login, asked_at + lifetime), serial, asked_at), empty=login is None)
+        before = self._shelf.get(key)
+        doubted_at = -math.inf if before is None else before.value.doubted_at
+        known = _Known(login, asked_at + lifetime, doubted_at)
+        self._shelf.put(key, Entry(known, serial, asked_at), empty=login is None)
         return login
 
     def _floor_of(self, key: Key) -> int:

@@ -177,6 +177,15 @@ def test_after_a_rotation_the_new_password_is_the_only_one(place: Place) -> None
         assert connected.execute("select current_user::text").fetchone() == (user,), "with the key of the new password"
 
 
+def test_a_new_password_is_let_in_with_the_second_attempt_at_the_latest(place: Place) -> None:
+    user, old = place.role()
+    assert place.whoami(user, old)[0] == user
+    place.sql(f"alter role {user} password 'new'")
+    assert "password authentication failed" in place.refusal(user, "new"), "answered from memory"
+    assert place.whoami(user, "new")[0] == user
+    assert "password authentication failed" in place.refusal(user, old)
+
+
 def test_who_is_connected_with_an_old_password_is_told_when_no_backend_is_left(place: Place) -> None:
     user, old = place.role()
     with psycopg.connect(place.url(user, old), autocommit=True) as connected:

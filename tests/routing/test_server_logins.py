@@ -156,21 +156,31 @@ async def test_an_answer_from_before_a_change_is_not_for_those_who_ask_after_it(
     assert await logins.login(acme(), "app") is None
 
 
-async def test_a_failed_login_makes_the_node_ask_again_but_not_each_time(
-    servers: Servers, logins: ServerLogins
+@pytest.mark.parametrize("user", ["app", "nobody"])
+async def test_a_failed_login_makes_the_node_ask_again_but_once_a_second_only(
+    user: str, servers: Servers, logins: ServerLogins
 ) -> None:
-    await logins.login(acme(), "app")
-    servers.now = 0.5
-    logins.doubt(1, SERVER.server_id, "app")
-    await logins.login(acme(), "app")
-    assert len(servers.asked) == 1
-    servers.now = 1.0
-    logins.doubt(1, SERVER.server_id, "app")
-    await logins.login(acme(), "app")
-    assert len(servers.asked) == 2
-    logins.doubt(1, SERVER.server_id, "app", surely=True)
-    await logins.login(acme(), "app")
-    assert len(servers.asked) == 3
+    for now, asked in ((0.0, 1), (0.1, 2), (0.2, 2), (1.0, 2), (1.1, 3), (1.2, 3)):
+        servers.now = now
+        await logins.login(acme(), user)
+        assert len(servers.asked) == asked, now
+        logins.doubt(1, SERVER.server_id, user)
+    logins.doubt(1, SERVER.server_id, user, surely=True)
+    await logins.login(acme(), user)
+    assert len(servers.asked) == 4
+
+
+async def test_the_second_attempt_with_a_new_password_succeeds(
+    registry: FakeRegistry, servers: Servers, logins: ServerLogins
+) -> None:
+    there = resolver(registry, logins)
+    await there.resolve(Selectors("app", "acme"))
+    servers.now = 0.1
+    servers.roles["app"] = ServerRole(OTHER.text())
+    first = await there.resolve(Selectors("app", "acme"))
+    assert first.verifier == VERIFIER
+    there.doubt(first)
+    assert (await there.resolve(Selectors("app", "acme"))).verifier == OTHER
 
 
 async def test_after_a_failed_login_presence_and_absence_are_asked_for_alike(
