@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
+
 from proxy.auth import (
     MECHANISM_PLUS,
     NONCE_SIZE,
@@ -51,6 +53,8 @@ from registry.contract import (
     TlsMode,
     TlsNegotiation,
 )
+
+log = structlog.get_logger(__name__)
 
 MAX_MESSAGE: Final = 65_536
 """Longest body of a message that a server may send before it is ready, in bytes."""
@@ -159,13 +163,35 @@ async def open_backend(
 async def connect(server: ServerInfo, endpoint: Endpoint, tls: ServerTlsContexts) -> HandshakeSocket:
     """Connect to an address and agree on TLS as the server's mode wants it; on Unix sockets there is none.
 
+    As with libpq, `prefer` connects again without TLS where TLS fails, unless the login could not do without.
     The time limit is the caller's, and so is closing what is returned.  Raises DialFailed, PeerGone, TlsFailed,
     TlsConfigError.
     """
     context = None if endpoint.is_local else tls.context(server)
-    io = HandshakeSocket(await dial(endpoint), greedy=True)
     if context is None:
-        return io
+        return HandshakeSocket(await dial(endpoint), greedy=True)
+    try:
+        return await _connect_with_tls(server, endpoint, context)
+    except PeerGone as error:
+        if _needs_tls(server):
+            raise
+        log.warning(
+            "TLS failed, going on without it as tls_mode is prefer",
+            server=server.name,
+            address=str(endpoint),
+            reason=str(error),
+        )
+    return HandshakeSocket(await dial(endpoint), greedy=True)
+
+
+def _needs_tls(server: ServerInfo) -> bool:
+    """Whether to give up where TLS fails: also where the login rests on it, by a certificate or a binding."""
+    rests_on_it = server.tls_cert is not None or server.channel_binding is ChannelBinding.REQUIRE
+    return server.tls_mode is not TlsMode.PREFER or rests_on_it
+
+
+async def _connect_with_tls(server: ServerInfo, endpoint: Endpoint, context: ssl.SSLContext) -> HandshakeSocket:
+    io = HandshakeSocket(await dial(endpoint), greedy=True)
     try:
         if server.tls_negotiation is TlsNegotiation.DIRECT:
             await _begin_directly(io, context, endpoint.host)

@@ -25,6 +25,7 @@ from harness.handshakes import Certificate
 from harness.rawclient import cstring, frame
 from harness.shared import ca_file
 from harness.waiting import eventually
+from structlog.testing import capture_logs
 
 from proxy.auth import ScramServer, build_verifier
 from proxy.demo.embedded import EmbeddedServer
@@ -33,7 +34,7 @@ from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_ba
 from proxy.net.scram_keys import CHEAP_ITERATIONS, ScramKeyCache
 from proxy.net.tls import ServerTlsContexts
 from proxy.wire.startup import PROTOCOL_3_0
-from registry.contract import Address, Credentials, ProtocolVersion, Secret, ServerInfo, TlsMode
+from registry.contract import Address, ChannelBinding, Credentials, ProtocolVersion, Secret, ServerInfo, TlsMode
 
 CONTEXTS = ServerTlsContexts()
 ANN = Credentials("ann", Secret("right"))
@@ -189,6 +190,64 @@ async def test_prefer_goes_on_without_tls(pg18: ServerFacts, make_database: Call
     backend = await opened(server, owner_of(database), database.name)
     with backend.sock:
         assert not backend.tls
+
+
+def failing_at_tls(first: bytes, then: bytes) -> Callable[[FakeSession], Awaitable[None]]:
+    """A server that answers the request for TLS with `first` and the handshake with `then`; without TLS it serves."""
+    tried = 0
+
+    async def script(session: FakeSession) -> None:
+        nonlocal tried
+        tried += 1
+        if tried > 1:
+            await session.accept()
+            return
+        await session.reader.readexactly(8)
+        await session.send(first)
+        if then:
+            await session.reader.read(4096)
+            await session.send(then)
+
+    return script
+
+
+FAILURES = {
+    "it hangs up": (b"S", b"\x15"),
+    "it speaks another version": (b"S", bytes.fromhex("15030100020246")),
+    "it answers with an error": (error_response("57P03", "not now"), b""),
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+async def test_prefer_connects_again_without_tls_where_tls_fails(how: str) -> None:
+    async with FakeServer(failing_at_tls(*FAILURES[how])) as fake:
+        server = server_at(Address("127.0.0.1", fake.port), tls_mode=TlsMode.PREFER)
+        with capture_logs() as logs:
+            backend = await opened(server)
+        backend.sock.close()
+        assert not backend.tls
+        assert len(fake.sessions) == 2
+    (warning,) = logs
+    assert (warning["log_level"], warning["server"]) == ("warning", "alpha")
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        {"tls_mode": TlsMode.REQUIRE},
+        {"channel_binding": ChannelBinding.REQUIRE},
+        {"tls_cert": "a", "tls_key": Secret("b")},
+    ],
+    ids=["required", "bound", "certified"],
+)
+async def test_what_needs_tls_does_not_do_without(needs: dict[str, Any], tmp_path: Path) -> None:
+    if "tls_cert" in needs:
+        issued = Certificate.issue(tmp_path)
+        needs = {"tls_cert": issued.cert.read_text(), "tls_key": Secret(issued.key.read_text())}
+    async with FakeServer(failing_at_tls(*FAILURES["it speaks another version"])) as fake:
+        server = server_at(Address("127.0.0.1", fake.port), **{"tls_mode": TlsMode.PREFER, **needs})
+        assert "TLS failed" in (await failed(server)).text
+        assert len(fake.sessions) == 1
 
 
 async def test_an_authority_that_is_none_says_so() -> None:
