@@ -9,7 +9,7 @@ class RegistryError(Exception):
     Neither holds a secret.
     """
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -18,7 +18,7 @@ class RegistryError(Exception):
 class Invalid(RegistryError):
     """A value breaks a rule; `field` names it as the manifest spells it."""
 
-    def __init__(self, field: str, message: str, hint: str | None = None) -> None:
+    def __init__(self, field: str, message: str, hint: str) -> None:
         super().__init__(message, hint)
         self.field = field
 

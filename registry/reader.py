@@ -239,4 +239,4 @@ def _only_unavailable() -> Iterator[None]:
     try:
         yield
     except RegistryError as error:
-        raise RegistryUnavailable(f"{error.message}; {error.hint}" if error.hint else error.message) from None
+        raise RegistryUnavailable(f"{error.message}; {error.hint}") from None

@@ -75,7 +75,9 @@ def check_password(password: str) -> str:
     if not password:
         raise Invalid("password", "the password is empty", "give one, or leave it out to have one generated")
     if "\0" in password or len(password.encode("utf-8", "surrogateescape")) > MAX_PASSWORD_BYTES:
-        raise Invalid("password", f"a password has at most {MAX_PASSWORD_BYTES} bytes and no zero byte")
+        raise Invalid(
+            "password", f"a password has at most {MAX_PASSWORD_BYTES} bytes and no zero byte", "choose another"
+        )
     return password
 
 
@@ -107,6 +109,9 @@ def _bidi_sound(text: str) -> bool:
     return stringprep.in_table_d1(text[0]) and stringprep.in_table_d1(text[-1])
 
 
+_COPY: Final = "copy it as it stands in pg_authid.rolpassword"
+
+
 def _parse(text: str) -> tuple[int, bytes]:
     match = _TEXT.fullmatch(text) if len(text) <= MAX_TEXT_SIZE else None
     if match is None:
@@ -118,12 +123,12 @@ def _parse(text: str) -> tuple[int, bytes]:
     try:
         salt, *keys = (binascii.a2b_base64(part, strict_mode=True) for part in match.groups()[1:])
     except binascii.Error:
-        raise Invalid("verifier", "the verifier's salt or keys are not base64") from None
+        raise Invalid("verifier", "the verifier's salt or keys are not base64", _COPY) from None
     iterations = int(match[1])
     if not 1 <= iterations <= MAX_ITERATIONS:
-        raise Invalid("verifier", f"a verifier's iterations must be 1 to {MAX_ITERATIONS:,}")
+        raise Invalid("verifier", f"a verifier's iterations must be 1 to {MAX_ITERATIONS:,}", _COPY)
     if not 1 <= len(salt) <= MAX_SALT_SIZE or any(len(key) != 32 for key in keys):
-        raise Invalid("verifier", "the verifier's salt or keys have a wrong length")
+        raise Invalid("verifier", "the verifier's salt or keys have a wrong length", _COPY)
     return iterations, salt
 
 

@@ -13,10 +13,11 @@ from registry.commands.options import (
     PasswordFile,
     PasswordStdin,
     RegistryOption,
+    choice,
     given,
     read_secret,
 )
-from registry.commands.output import ask, explained, fail, note, print_json, print_table
+from registry.commands.output import USAGE, ask, explained, fail, note, print_json, print_table
 from registry.contract import AuthMethod, ReplicationAccess, Secret
 from registry.domain.models import KEEP, LoginChange, LoginRecord
 from registry.service import new_password
@@ -29,14 +30,15 @@ AllOption = Annotated[bool, typer.Option("--all-tenants", help="It may connect a
 
 ReplicationOption = Annotated[
     ReplicationAccess | None,
-    typer.Option(
+    choice(
         "--replication",
-        help="What it may replicate: its tenant's database, or, for all tenants only, a server. (default: none)",
+        ReplicationAccess,
+        "What it may replicate: its tenant's database, or, for all tenants only, a server. (default: none)",
     ),
 ]
 MethodOption = Annotated[
     list[AuthMethod] | None,
-    typer.Option("--method", help="How it may prove itself; may be given several times. (default: scram-sha-256)"),
+    choice("--method", AuthMethod, "How it may prove itself; may be given several times. (default: scram-sha-256)"),
 ]
 CertificateOption = Annotated[
     str | None,
@@ -218,7 +220,7 @@ def remove(
 
 def _check_owner(tenant: str | None, *, all_tenants: bool) -> None:
     if (tenant is None) != all_tenants:
-        fail("a login is of one tenant or of all", "add --tenant SLUG, or --all-tenants")
+        fail("a login is of one tenant or of all", "add --tenant SLUG, or --all-tenants", status=USAGE)
 
 
 def _owner(tenant: str | None) -> str:

@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 
 from registry.commands.options import ConfigOption, JsonOption, RegistryOption, read_secret, registry_url
-from registry.commands.output import ask, explained, fail, note, print_json, results, warn
+from registry.commands.output import USAGE, ask, explained, fail, note, print_json, results, warn
 from registry.manifest import Applied, apply_manifest, export_manifest, load_manifest
 from registry.manifest.apply import Action
 from registry.opening import Registry, open_registry
@@ -139,7 +139,7 @@ def _upgrade(registry: str | None, config: Path | None) -> tuple[str | None, str
 
 def _post(url: str, token: str) -> dict[str, Any]:
     if urlsplit(url).scheme not in {"http", "https"}:
-        fail(f"{url} is no HTTP address", "give --http http://HOST:PORT")
+        fail(f"{url} is no HTTP address", "give --http http://HOST:PORT", status=USAGE)
     request = urllib.request.Request(url, method="POST", data=b"", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=RELOAD_TIMEOUT) as response:  # noqa: S310
@@ -169,7 +169,7 @@ def _write(path: Path, text: str) -> None:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123
             file.write(text)
     except OSError as error:
-        fail(f"{path} cannot be written: {error.strerror}")
+        fail(f"{path} cannot be written: {error.strerror}", "name another with --output")
 
 
 def _print_differences(applied: Applied, *, dry_run: bool) -> None:

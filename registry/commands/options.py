@@ -7,8 +7,9 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -22,6 +23,8 @@ URL_VARIABLE: Final = "PGTENANT_REGISTRY"
 SETTING_VARIABLE: Final = "PGTENANT_REGISTRY__URL"
 STDIN: Final = "-"
 MAX_PASSWORD_FILE: Final = 65_536
+
+E = TypeVar("E", bound=StrEnum)
 
 RegistryOption = Annotated[
     str | None,
@@ -53,6 +56,18 @@ PasswordEnv = Annotated[
     str | None, typer.Option("--password-env", metavar="NAME", help="Environment variable with the password.")
 ]
 PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
+
+
+def choice(name: str, kind: type[E], text: str) -> Any:
+    """An option that takes one of an enumeration's values; another one is refused in the same words by every typer."""
+
+    def parse(value: str) -> E:
+        try:
+            return kind(value)
+        except ValueError:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(kind)}", param_hint=repr(name)) from None
+
+    return typer.Option(name, parser=parse, metavar=f"[{'|'.join(kind)}]", autocompletion=lambda: list(kind), help=text)
 
 
 def registry_url(registry: str | None, config: Path | None, environment: Mapping[str, str] = os.environ) -> str:
@@ -133,6 +148,6 @@ def _from_file(name: str, path: Path) -> str:
         with path.open(encoding="utf-8") as file:
             return file.read(MAX_PASSWORD_FILE).removesuffix("\n").removesuffix("\r")
     except OSError as error:
-        raise Invalid(name, f"{path} cannot be read: {error.strerror}") from None
+        raise Invalid(name, f"{path} cannot be read: {error.strerror}", "name a file that this user may read") from None
     except UnicodeDecodeError:
-        raise Invalid(name, f"{path} is not UTF-8 text") from None
+        raise Invalid(name, f"{path} is not UTF-8 text", "name a file with the secret alone in it") from None

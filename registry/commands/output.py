@@ -19,7 +19,7 @@ from rich.table import Table
 from registry.commands.options import registry_url
 from registry.contract import Address, Limits, RegistryUnavailable
 from registry.domain.names import format_address
-from registry.errors import RegistryError
+from registry.errors import Invalid, RegistryError
 from registry.location import SQLITE
 from registry.manifest.apply import shown
 from registry.opening import Registry, open_registry
@@ -28,6 +28,9 @@ from registry.secrets import KeyRing
 T = TypeVar("T")
 
 WIDE: Final = 1_000
+REFUSED: Final = 1
+USAGE: Final = 2
+"""Exit statuses: what was asked for was refused or failed; it was not asked for rightly."""
 HIDDEN: Final = frozenset({"verifier"})
 
 
@@ -58,22 +61,26 @@ def ask(
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Print what goes wrong, with a hint and without a traceback, and end the program with status 1."""
+    """Print what goes wrong, with a hint and without a traceback, and end the program.
+
+    The status is 2 where a value that was given breaks a rule, as it is for unknown options, and 1 for all else.
+    """
     try:
         yield
+    except Invalid as error:
+        fail(error.message, error.hint, status=USAGE)
     except RegistryError as error:
         fail(error.message, error.hint)
     except RegistryUnavailable as error:
         fail(f"the registry cannot be reached: {error}", "check that it runs, and --registry or PGTENANT_REGISTRY")
 
 
-def fail(message: str, hint: str | None = None) -> NoReturn:
+def fail(message: str, hint: str, *, status: int = REFUSED) -> NoReturn:
     """End the program with an error."""
     console = Console(stderr=True, highlight=False)
     console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-    if hint:
-        console.print(f"[bold]hint:[/] {escape(hint)}", soft_wrap=True)
-    raise typer.Exit(1)
+    console.print(f"[bold]hint:[/] {escape(hint)}", soft_wrap=True)
+    raise typer.Exit(status)
 
 
 def note(text: str) -> None:
@@ -91,7 +98,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        fail("this needs a confirmation, and nobody is there to give it", "add --yes")
+        fail("this needs a confirmation, and nobody is there to give it", "add --yes", status=USAGE)
     typer.confirm(question, abort=True)
 
 

@@ -9,8 +9,27 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from registry.commands.options import ConfigOption, JsonOption, RegistryOption, YesOption, given, read_secret
-from registry.commands.output import ask, confirm, explained, fail, note, print_json, print_record, print_table, warn
+from registry.commands.options import (
+    ConfigOption,
+    JsonOption,
+    RegistryOption,
+    YesOption,
+    choice,
+    given,
+    read_secret,
+)
+from registry.commands.output import (
+    USAGE,
+    ask,
+    confirm,
+    explained,
+    fail,
+    note,
+    print_json,
+    print_record,
+    print_table,
+    warn,
+)
 from registry.contract import (
     AuthQuery,
     ChannelBinding,
@@ -32,7 +51,7 @@ HostOption = Annotated[
     list[str] | None,
     typer.Option("--host", metavar="HOST[:PORT]", help="Host and port; several are tried in their order."),
 ]
-TlsOption = Annotated[TlsMode | None, typer.Option("--tls", help="TLS to the server, as libpq's sslmode.")]
+TlsOption = Annotated[TlsMode | None, choice("--tls", TlsMode, "TLS to the server, as libpq's sslmode.")]
 TlsCaOption = Annotated[
     Path | None, typer.Option("--tls-ca", metavar="FILE", help="CA certificates (PEM) to check the server's against.")
 ]
@@ -43,13 +62,14 @@ TlsKeyOption = Annotated[
     str | None, typer.Option("--tls-key", metavar="FILE", help="Its key (PEM, not encrypted); kept encrypted.")
 ]
 NegotiationOption = Annotated[
-    TlsNegotiation | None, typer.Option("--tls-negotiation", help="As libpq's sslnegotiation. (default: postgres)")
+    TlsNegotiation | None, choice("--tls-negotiation", TlsNegotiation, "As libpq's sslnegotiation. (default: postgres)")
 ]
 MinVersionOption = Annotated[
-    TlsVersion | None, typer.Option("--tls-min-version", help="Oldest version of TLS. (default: 1.2)")
+    TlsVersion | None, choice("--tls-min-version", TlsVersion, "Oldest version of TLS. (default: 1.2)")
 ]
 ProtocolOption = Annotated[
-    ProtocolVersion | None, typer.Option("--protocol", help="Newest protocol that it is asked for. (default: 3.2)")
+    ProtocolVersion | None,
+    choice("--protocol", ProtocolVersion, "Newest protocol that it is asked for. (default: 3.2)"),
 ]
 MaxOption = Annotated[
     int | None, typer.Option("--max-connections", help="The server's own max_connections. (default: 100)")
@@ -92,10 +112,10 @@ AuthQueryOption = Annotated[
     str | None, typer.Option("--auth-query", metavar="SQL", help="Its query, in place of one on pg_authid.")
 ]
 BindingOption = Annotated[
-    ChannelBinding | None, typer.Option("--channel-binding", help="As libpq's channel_binding. (default: prefer)")
+    ChannelBinding | None, choice("--channel-binding", ChannelBinding, "As libpq's channel_binding. (default: prefer)")
 ]
 
-COLUMNS: Final = ("name", "hosts", "tls", "connections", "reserve", "admin", "role", "draining", "health")
+COLUMNS: Final = ("name", "hosts", "tls", "connections", "reserve", "admin", "role", "draining")
 
 
 def register(app: typer.Typer) -> None:
@@ -157,7 +177,7 @@ def add(
             **_tls_change(tls_cert, tls_key, tls_negotiation, tls_min_version, protocol),
         )
         if wanted.addresses is KEEP:
-            fail("a server needs a host", "add --host HOST:PORT")
+            fail("a server needs a host", "add --host HOST:PORT", status=USAGE)
     server = ask(registry, config, lambda opened: opened.service.add_server(name, wanted), writing=True)
     _print(server, as_json=as_json, done=f"added server {name!r}; `pgtenant server test {name}` tries it out")
 
@@ -222,7 +242,7 @@ def show_all(registry: RegistryOption = None, config: ConfigOption = None, *, as
         return
     rows = [
         (one.name, one.addresses, one.tls_mode, one.max_connections, one.reserve, one.admin_user, one.role_user,
-         one.draining, one.health)
+         one.draining)
         for one in found
     ]  # fmt: skip
     print_table(COLUMNS, rows, empty="There are no servers.  `pgtenant server add NAME --host HOST` adds one.")
@@ -389,9 +409,11 @@ def _read_pem(field: str, path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")
     except OSError as error:
-        raise Invalid(field, f"{path} cannot be read: {error.strerror}") from None
+        raise Invalid(
+            field, f"{path} cannot be read: {error.strerror}", "name a PEM file that this user may read"
+        ) from None
     except UnicodeDecodeError:
-        raise Invalid(field, f"{path} is no PEM file") from None
+        raise Invalid(field, f"{path} is no PEM file", "PEM text with -----BEGIN ...-----") from None
 
 
 def _print(server: Server, *, as_json: bool, done: str) -> None:
@@ -424,7 +446,6 @@ def _members(server: Server) -> dict[str, Any]:
         "auth_query": server.auth_query,
         "channel_binding": server.channel_binding,
         "draining": server.draining,
-        "health": server.health,
     }
 
 

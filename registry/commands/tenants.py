@@ -11,6 +11,7 @@ from registry.commands.options import (
     JsonOption,
     RegistryOption,
     YesOption,
+    choice,
     given,
     read_limits,
     read_secret,
@@ -39,19 +40,23 @@ RoleEnv = Annotated[
     str | None, typer.Option("--role-password-env", metavar="NAME", help="Its password, in this variable.")
 ]
 PoolModeOption = Annotated[
-    PoolMode | None, typer.Option("--pool-mode", help="When a client gives its backend back. (default: transaction)")
+    PoolMode | None, choice("--pool-mode", PoolMode, "When a client gives its backend back. (default: transaction)")
 ]
 ResetOption = Annotated[
-    ResetPolicy | None, typer.Option("--reset", help="When DISCARD ALL runs between clients. (default: auto)")
+    ResetPolicy | None, choice("--reset", ResetPolicy, "When DISCARD ALL runs between clients. (default: auto)")
 ]
 SessionStateOption = Annotated[
     SessionStatePolicy | None,
-    typer.Option("--session-state", help="What becomes of clients with state that cannot follow. (default: pin)"),
+    choice(
+        "--session-state", SessionStatePolicy, "What becomes of clients with state that cannot follow. (default: pin)"
+    ),
 ]
 VerifiersOption = Annotated[
     VerifierSource | None,
-    typer.Option(
-        "--verifiers", help="`server`: users without a login here are roles of its server. (default: as the node says)"
+    choice(
+        "--verifiers",
+        VerifierSource,
+        "`server`: users without a login here are roles of its server. (default: as the node says)",
     ),
 ]
 NetworkOption = Annotated[
@@ -130,7 +135,7 @@ def add(
 
 def show_all(
     server: Annotated[str | None, typer.Option("--server", metavar="NAME", help="Only those on this server.")] = None,
-    state: Annotated[TenantState | None, typer.Option("--state", help="Only those in this state.")] = None,
+    state: Annotated[TenantState | None, choice("--state", TenantState, "Only those in this state.")] = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
     *,

@@ -54,7 +54,7 @@ def check_aliases(aliases: Iterable[str], slug: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise Invalid("aliases", "an alias stands there twice", "leave one out")
     if len(names) > MAX_ALIASES:
-        raise Invalid("aliases", f"a tenant has at most {MAX_ALIASES} aliases")
+        raise Invalid("aliases", f"a tenant has at most {MAX_ALIASES} aliases", "leave some out")
     return names
 
 
@@ -87,7 +87,7 @@ def check_networks(networks: Iterable[str]) -> tuple[str, ...]:
                 "networks", f"{text!r} is no network: {error}", "for example 10.1.0.0/16, 192.0.2.7 or 2001:db8::/32"
             ) from None
     if len(found) > MAX_NETWORKS:
-        raise Invalid("networks", f"a tenant has at most {MAX_NETWORKS} networks")
+        raise Invalid("networks", f"a tenant has at most {MAX_NETWORKS} networks", "join neighbours into larger ones")
     ordered = sorted(found, key=lambda network: (network.version, int(network.network_address), network.prefixlen))
     return tuple(str(network) for network in ordered)
 
@@ -98,7 +98,7 @@ def check_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
     if not found:
         raise Invalid("hosts", "a server needs a host", "for example 10.0.0.5 or db.example.com:5433")
     if len(found) > MAX_HOSTS:
-        raise Invalid("hosts", f"a server has at most {MAX_HOSTS} hosts")
+        raise Invalid("hosts", f"a server has at most {MAX_HOSTS} hosts", "leave some out")
     for address in found:
         if len(address.host) > MAX_HOST_CHARS or _HOST.fullmatch(address.host) is None:
             raise Invalid("hosts", f"{address.host!r} is no host", "a name, an IP address or a socket's directory")

@@ -132,6 +132,8 @@ def _check_capacity(server: Server) -> None:
     if not 0 <= server.reserve < server.max_connections - (server.auth_user is not None):
         raise Invalid(
             "reserve",
-            f"a reserve of {server.reserve} leaves nothing of {server.max_connections} connections",
+            f"a reserve of {server.reserve} leaves nothing of {server.max_connections} connections"
+            if server.reserve >= 0
+            else f"reserve is {server.reserve}",
             "the reserve must be at least 0 and less than max_connections; asking for verifiers takes one more",
         )

@@ -92,9 +92,11 @@ def load_manifest(path: Path, environment: Mapping[str, str] = os.environ) -> Ma
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}") from None
+        raise ManifestError(
+            f"{path} cannot be read: {error.strerror}", "give the path of a manifest, a TOML file"
+        ) from None
     except UnicodeDecodeError:
-        raise ManifestError(f"{path} is not UTF-8 text") from None
+        raise ManifestError(f"{path} is not UTF-8 text", "a manifest is a TOML file, saved as UTF-8") from None
     return parse_manifest(text, name=str(path), directory=path.parent, environment=environment)
 
 
@@ -110,7 +112,7 @@ def parse_manifest(
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise source.error(None, f"not TOML: {error}") from None
+        raise source.error(None, f"not TOML: {error}", "mend it there; configs/tenants.toml is an example") from None
     for key in document:
         if key not in KINDS:
             raise source.error(None, f"unknown table {key!r}", f"known: {', '.join(f'[[{kind}]]' for kind in KINDS)}")

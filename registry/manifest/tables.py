@@ -18,6 +18,16 @@ E = TypeVar("E", bound=StrEnum)
 
 MAX_FILE_BYTES: Final = 1_048_576
 _HEADER: Final = re.compile(r"\s*\[")
+_REFER: Final = "refer to a secret by _env or _file"
+_NAME_FILE: Final = "name a small text file; the name is relative to the manifest's directory"
+_SHAPES: Final = {
+    "text in quotes": '{key} = "..."',
+    "a whole number": "{key} = 10, without quotes",
+    "a number": "{key} = 2.5, without quotes",
+    "true or false": "{key} = true, without quotes",
+    "a list": '{key} = ["...", "..."]',
+    "a table": "{key} = {{ name = value }}",
+}
 
 
 class ManifestError(RegistryError):
@@ -33,7 +43,7 @@ class Source:
     directory: Path
     environment: Mapping[str, str] = field(repr=False)
 
-    def error(self, line: int | None, message: str, hint: str | None = None) -> ManifestError:
+    def error(self, line: int | None, message: str, hint: str) -> ManifestError:
         """An error that names the place."""
         return ManifestError(f"{self.name}:{line}: {message}" if line else f"{self.name}: {message}", hint)
 
@@ -60,7 +70,7 @@ class Table:
         self._number = number
         self._known: set[str] = set()
 
-    def error(self, key: str | None, message: str, hint: str | None = None) -> ManifestError:
+    def error(self, key: str | None, message: str, hint: str) -> ManifestError:
         """An error at a key, or at the head of the table."""
         name = next((self._values[one] for one in ("slug", "name", "user") if one in self._values), None)
         label = self.kind if name is None else f"{self.kind} {name!r}"
@@ -115,7 +125,7 @@ class Table:
         if values is None:
             return None
         if not all(isinstance(value, str) for value in values):
-            raise self.error(key, f"{key} must be a list of texts in quotes")
+            raise self.error(key, f"{key} must be a list of texts in quotes", f'{key} = ["...", "..."]')
         return tuple(values)
 
     def choice(self, key: str, choices: type[E], default: E) -> E:
@@ -149,7 +159,9 @@ class Table:
             return Secret(self.content(f"{key}_file", file).removesuffix("\n").removesuffix("\r"))
         if plain is not None:
             self.warnings.append(
-                str(self.error(key, f"the {key} stands in the file; use {key}_env or {key}_file, or a verifier"))
+                str(
+                    self.error(key, f"the {key} stands in the file; use {key}_env or {key}_file, or a verifier", _REFER)
+                )
             )
             return Secret(plain)
         return None
@@ -159,12 +171,12 @@ class Table:
         path = self.source.directory / name
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise self.error(key, f"{name} is larger than {MAX_FILE_BYTES:,} bytes")
+                raise self.error(key, f"{name} is larger than {MAX_FILE_BYTES:,} bytes", _NAME_FILE)
             return path.read_text(encoding="utf-8")
         except OSError as error:
-            raise self.error(key, f"{name} cannot be read: {error.strerror}") from None
+            raise self.error(key, f"{name} cannot be read: {error.strerror}", _NAME_FILE) from None
         except UnicodeDecodeError:
-            raise self.error(key, f"{name} is not UTF-8 text") from None
+            raise self.error(key, f"{name} is not UTF-8 text", _NAME_FILE) from None
 
     def finish(self) -> None:
         """Complain about keys that nobody asked for."""
@@ -179,7 +191,7 @@ class Table:
         value = self._values.get(key)
         # In Python, and not in TOML, a boolean is a number.
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            raise self.error(key, f"{key} must be {described}")
+            raise self.error(key, f"{key} must be {described}", _SHAPES[described].format(key=key))
         return value
 
     def _choose(self, key: str, text: str, choices: type[E]) -> E:

@@ -49,7 +49,7 @@ class SqliteDatabase(Database):
     def path(self) -> Path:
         """The file."""
         if self.location.path is None:
-            raise Invalid("registry", "an SQLite registry needs a file")
+            raise Invalid("registry", "an SQLite registry needs a file", "sqlite:///FILE")
         return self.location.path
 
     def _engine_for_reading(self) -> AsyncEngine:
