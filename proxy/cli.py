@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import structlog
 import typer
@@ -24,11 +25,12 @@ from proxy.observability.logs import configure_logs
 from proxy.routing.explain import Explanation
 from proxy.routing.names import Selectors
 from proxy.routing.resolver import Resolver
+from proxy.routing.snapshot import unusable
 from proxy.settings import Settings, SettingsError, admin_token, load_settings
 from proxy.version import build_info
 from proxy.wire import StartupOptionError
 from proxy.wire.options import parse_startup_options
-from registry import open_registry
+from registry import Registry, open_registry
 from registry.contract import RegistryUnavailable
 from registry.errors import RegistryError, SecretError
 from registry.secrets import KEYS_VARIABLE, KeyRing
@@ -81,19 +83,32 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; errors that a person can act on are printed without a traceback."""
-    console = Console(stderr=True)
+    if not all(_is_text(argument) for argument in sys.argv[1:]):
+        _give_up("an argument is not UTF-8 text", "Set the terminal's encoding to UTF-8.", status=2)
     try:
         make_app()()
     except (SettingsError, ListenError, TlsConfigError, RegistryError) as error:
-        console.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
-        if error.hint:
-            console.print(f"[bold]hint:[/bold] {escape(error.hint)}", highlight=False)
-        raise SystemExit(1) from None
+        _give_up(str(error), error.hint)
     except RegistryUnavailable as error:
-        console.print(
-            f"[bold red]error:[/bold red] the registry cannot be reached: {escape(str(error))}", highlight=False
+        _give_up(
+            f"the registry cannot be reached: {error}", "Check that it runs, and registry.url or PGTENANT_REGISTRY."
         )
-        raise SystemExit(1) from None
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument was UTF-8; what was not has surrogates in it, which no database takes."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _give_up(message: str, hint: str, *, status: int = 1) -> NoReturn:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+    console.print(f"[bold]hint:[/bold] {escape(hint)}", soft_wrap=True)
+    raise SystemExit(status) from None
 
 
 def serve(config: ConfigOption = None) -> None:
@@ -111,18 +126,31 @@ def serve(config: ConfigOption = None) -> None:
         url = settings.registry.url.get_secret_value()
         # A file that is missing has been lost or misspelled: an empty one in its place would serve nobody.
         async with open_registry(url, keys, poll_interval=settings.registry.poll_interval, create=False) as opened:
-            node = server.Node(settings, selector, opened.reader, sealer=keys, admin_token=token)
+            node = server.Node(
+                settings,
+                selector,
+                opened.reader,
+                sealer=keys,
+                inspect_secrets=partial(_inspect_secrets, opened),
+                admin_token=token,
+            )
             await server.serve(node, on_ready=_announce)
 
     server.run(run, settings)
 
 
 def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
-    """Check the settings file without starting anything, and show what differs from the defaults."""
+    """Check the settings file without starting anything, and show what differs from the defaults.
+
+    Run it as the user that the node runs as, and with its environment: files are tried as well, and whether the keys in
+    PGTENANT_ENCRYPTION_KEYS are those of the registry.
+    """
     settings = load_settings(config)
     wiring.rules_of(settings)
     wiring.client_tls(settings)
     admin_token(settings)
+    _check_snapshot(settings)
+    unknown = _check_keys(settings)
     changed = [
         (f"{section}.{name}", value)
         for section, values in settings.model_dump(mode="json").items()
@@ -131,7 +159,7 @@ def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
         and value != Settings().model_dump(mode="json")[section][name]
     ]
     if as_json:
-        sys.stdout.write(json.dumps({"ok": True, "changed": dict(changed)}) + "\n")
+        sys.stdout.write(json.dumps({"ok": True, "changed": dict(changed), "unchecked": unknown}) + "\n")
         return
     console = Console()
     if changed:
@@ -140,6 +168,40 @@ def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
             table.add_row(name, escape(str(value)))
         console.print(table)
     console.print("The settings are fine." if changed else "The settings are fine; all are defaults.")
+    for what, why in unknown.items():
+        console.print(f"Not checked: {what}, because {escape(why)}.", highlight=False)
+
+
+def _check_snapshot(settings: Settings) -> None:
+    path = settings.routing.snapshot
+    problem = "" if path is None else unusable(path)
+    if problem:
+        raise SettingsError(
+            f"routing.snapshot cannot be used: {problem}",
+            "The directory has to exist and to be the node's own user's to write in; run this as that user.",
+        )
+
+
+def _check_keys(settings: Settings) -> dict[str, str]:
+    """Hold the keys against the registry; returns why that could not be done.  Raises SecretError where they differ."""
+    what = "the keys"
+    ring = KeyRing.from_environment()
+    if ring is None:
+        return {what: f"{KEYS_VARIABLE} is not set"}
+
+    async def look() -> None:
+        async with open_registry(settings.registry.url.get_secret_value(), ring, create=False) as opened:
+            await opened.check_secrets()
+
+    try:
+        asyncio.run(look())
+    except SecretError:
+        raise
+    except RegistryUnavailable as error:
+        return {what: f"the registry cannot be reached: {error}"}
+    except RegistryError as error:
+        return {what: error.message}
+    return {}
 
 
 def explain(
@@ -192,10 +254,23 @@ def _needed_keys() -> KeyRing:
     return keys
 
 
+async def _inspect_secrets(opened: Registry) -> str:
+    """Why the registry's secrets cannot be opened with these keys, `""` if they can."""
+    try:
+        await opened.check_secrets()
+    except SecretError as error:
+        return f"{error.message} ({error.hint})"
+    except RegistryError as error:
+        raise RegistryUnavailable(error.message) from None
+    return ""
+
+
 def _announce(node: server.Node) -> None:
     info = build_info()
-    log.info(
-        "ready",
+    missing = {check.name: check.detail for check in node.readiness() if not check.ok}
+    says = partial(log.error, missing=missing) if missing else log.info
+    says(
+        "serving, but not ready" if missing else "ready",
         host=node.settings.listen.host,
         port=node.listener.port,
         http_port=node.http_port,
@@ -215,13 +290,19 @@ def _print_explanation(found: Explanation) -> None:
     where = found.destination
     if where is not None:
         addresses = ", ".join(where.addresses)
-        console.print(f"tenant {where.tenant} ({where.state}), generation {where.generation}", highlight=False)
-        console.print(f"server {where.server} ({addresses}), database {where.database}", highlight=False)
-        console.print(f"role {where.role}, pool mode {where.pool_mode}", highlight=False)
-    console.print(f"login: {found.login or f'there is no login {found.user} here'}", highlight=False)
+        lines = (
+            f"tenant {where.tenant} ({where.state}), generation {where.generation}",
+            f"server {where.server} ({addresses}), database {where.database}",
+            f"role {where.role}, pool mode {where.pool_mode}",
+        )
+        console.print(escape("\n".join(lines)), highlight=False)
+    login = found.login or f"there is no login {found.user} here"
+    console.print(f"login: {escape(login)}", highlight=False)
     if found.note is not None:
         console.print(escape(found.note), highlight=False)
     if found.problem is not None:
-        console.print(f"[bold red]refused[/bold red] ({found.problem.sqlstate}): {escape(found.problem.message)}")
+        console.print(
+            f"[bold red]refused[/bold red] ({found.problem.sqlstate}): {escape(found.problem.message)}", highlight=False
+        )
         if found.problem.hint:
             console.print(f"[bold]hint:[/bold] {escape(found.problem.hint)}", highlight=False)

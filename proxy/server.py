@@ -35,6 +35,7 @@ from proxy.pool.janitor import run_janitor
 from proxy.pool.ledger import FLAG_HELD_BACK, NodeLedger
 from proxy.pool.tenancy import Target, Tenancy
 from proxy.routing.resolver import Resolver, RouteUpdate
+from proxy.routing.self_checks import InspectSecrets, SecretsCheck
 from proxy.routing.server_logins import ServerLogins
 from proxy.routing.snapshot import Sealer, SnapshotFile, SnapshotKeeper
 from proxy.routing.verdict import state_failure
@@ -57,6 +58,8 @@ log = structlog.get_logger(__name__)
 COLD_AFTER: Final = 60.0
 """Seconds without a client or backend after which a tenant's pools are freed."""
 COLD_SWEEP: Final = 5.0
+SECRETS_LOOK: Final = 5.0
+"""Seconds between two attempts to find out whether the keys are those of a registry that could not be asked."""
 CERTIFICATE_LOOK: Final = 1.0
 """Seconds between two looks whether the files of certificates have changed."""
 DRAIN_STEP: Final = 0.05
@@ -68,7 +71,8 @@ class Node:
     """One node: everything between the listening socket and the servers.
 
     `start`, then `stop`; both in the loop that `selector` belongs to.  `reader` is the registry; `sealer` seals the
-    snapshot of routes on disk; without `admin_token` nobody may reload over HTTP.
+    snapshot of routes on disk; without `admin_token` nobody may reload over HTTP.  `inspect_secrets` says why the
+    registry's secrets cannot be opened.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Node:
         reader: RegistryReader,
         *,
         sealer: Sealer,
+        inspect_secrets: InspectSecrets,
         admin_token: str | None = None,
     ) -> None:
         pool = settings.pool
@@ -151,15 +156,22 @@ class Node:
         if path is not None:
             file = SnapshotFile(path, sealer, refusals=(SecretError, ValueError))
             self.keeper = SnapshotKeeper(self.resolver, file)
+        self.secrets = SecretsCheck(inspect_secrets, timeout=settings.routing.lookup_timeout)
         self.http: HttpEndpoint | None = None
         self.metrics = NodeMetrics(
-            self.ledger, self.tenancy, self.door, self.hub, routing=self.resolver.status, build=build_info()
+            self.ledger,
+            self.tenancy,
+            self.door,
+            self.hub,
+            routing=self.resolver.status,
+            build=build_info(),
+            snapshot_failures=lambda: 0 if self.keeper is None else self.keeper.failures,
         )
         self.grace_over = False
         self.remembers = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unsettled: set[int] = set()
-        self._last_cold_sweep = self._last_look = self.clock()
+        self._last_cold_sweep = self._last_look = self._last_secrets_look = self.clock()
         self.resolver.subscribe(self._on_route_update)
 
     @property
@@ -177,7 +189,9 @@ class Node:
         """Begin to serve; raises ListenError when the port cannot be had."""
         self.mailroom.open()
         if self.keeper is not None:
+            await self.keeper.check()
             self.remembers = await self.keeper.restore()
+        await self.secrets.look()
         self.listener.start()
         if self.settings.http.enabled:
             await self._start_http()
@@ -194,7 +208,9 @@ class Node:
         """
         if self.client_tls is not None:
             self.client_tls.reload()
-        return await self.resolver.reload()
+        version = await self.resolver.reload()
+        await self.secrets.look()
+        return version
 
     async def reload_for_http(self) -> dict[str, object]:
         """Reload because somebody with the token asked for it; raises ReloadFailed."""
@@ -210,6 +226,7 @@ class Node:
         return [
             Check("accepting", not self.door.stopping, "stopping" if self.door.stopping else ""),
             Check("registry", status.registry_up or status.version > 0 or self.remembers, registry),
+            Check("keys", not self.secrets.problem, self.secrets.problem),
         ]
 
     async def reload_and_log(self) -> None:
@@ -269,6 +286,9 @@ class Node:
         if self.client_tls is not None and now - self._last_look >= CERTIFICATE_LOOK:
             self._last_look = now
             look_at_certificates(self.client_tls)
+        if not self.secrets.known and now - self._last_secrets_look >= SECRETS_LOOK:
+            self._last_secrets_look = now
+            self.spawn(self.secrets.look())
         if now - self._last_cold_sweep >= COLD_SWEEP:
             self._last_cold_sweep = now
             self.tenancy.forget_cold(now, COLD_AFTER)

@@ -232,8 +232,8 @@ class AuthSettings(_Section):
     )
     failure_delay: Seconds = Field(
         default=0.1,
-        description="Seconds that an attempt waits after some failures of the same login from the same address; doubles "
-        "with each; 0 is never.",
+        description="Seconds that an attempt waits after some failures of the same login from the same address; "
+        "doubles with each; 0 is never.",
     )
     failure_delay_most: Seconds = Field(default=5.0, description="Seconds that doubling ends at.")
     failure_memory: Seconds = Field(

@@ -56,6 +56,10 @@ class Registry:
         if self._vault.is_open:
             await keys.mock_secret(self._database, self._vault)
 
+    async def check_secrets(self) -> None:
+        """Raise SecretError where the key ring is missing, or does not fit the secrets that this registry has."""
+        await keys.check_secrets(self._database, self._vault)
+
     async def close(self) -> None:
         """Close all connections but those of feeds, which end with their iterators."""
         await self._database.close()

@@ -88,6 +88,11 @@ class KeyRing:
         """The id of the key that seals."""
         return self._first
 
+    @property
+    def heads(self) -> tuple[bytes, ...]:
+        """What begins the secrets that each key has sealed."""
+        return tuple(_head(key_id) for key_id in self._ciphers)
+
     def seal(self, data: bytes, context: str) -> bytes:
         """Encrypt for this context; the result differs every time."""
         head = _head(self._first)

@@ -50,7 +50,7 @@ class _TenantFamily:
 
 
 class NodeMetrics:
-    """Renders what is known of one node; `routing` is asked at each rendering."""
+    """Renders what is known of one node; `routing` and `snapshot_failures` are asked at each rendering."""
 
     def __init__(
         self,
@@ -61,12 +61,14 @@ class NodeMetrics:
         *,
         routing: Callable[[], RoutingStatus],
         build: BuildInfo,
+        snapshot_failures: Callable[[], int],
         max_tenants: int = MAX_TENANTS,
     ) -> None:
         self._door = door
         self._hub = hub
         self._routing = routing
         self._build = build
+        self._snapshot_failures = snapshot_failures
         self._tenants = TenantSums(ledger, tenancy, lambda: hub.selector.now, max_tenants=max_tenants)
         self._servers = ServerSums(ledger, lambda: hub.selector.now)
         self._gathering = asyncio.Lock()
@@ -159,6 +161,11 @@ class NodeMetrics:
         yield _gauge("pgtenant_registry_version", "Version of the registry that is in force.", status.version)
         yield _gauge("pgtenant_registry_lag_seconds", "Seconds since all changes were known.", status.lag)
         yield _counter("pgtenant_registry_queries", "Questions put to the registry.", status.queries)
+        yield _counter(
+            "pgtenant_snapshot_failures",
+            "Times that the snapshot could not be written, or would not have been when the node began.",
+            self._snapshot_failures(),
+        )
         build = GaugeMetricFamily(
             "pgtenant_build_info", "Always 1; the labels tell the running build.", labels=["version", "relay", "python"]
         )

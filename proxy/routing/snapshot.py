@@ -122,6 +122,21 @@ class SnapshotFile:
         return snapshot
 
 
+def unusable(path: Path) -> str:
+    """Why a snapshot could not be written here by this user, `""` if it could; tries it with a file beside it."""
+    if path.is_dir():
+        return f"{path} is a directory"
+    trial = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        trial.unlink()
+    except OSError as error:
+        return f"no file can be made in {path.parent}: {error.strerror}"
+    if path.exists() and not os.access(path, os.R_OK):
+        return f"{path} cannot be read by this user"
+    return ""
+
+
 async def encode_snapshot(snapshot: Snapshot) -> bytes:
     """Write a snapshot as lines of JSON, in slices, so that the loop goes on between them.
 
@@ -173,7 +188,7 @@ def decode_snapshot(text: bytes) -> Snapshot:
 class SnapshotKeeper:
     """Keeps the file up to date while the node runs, and falls back to it at the start.
 
-    `run` writes at most once in `interval` seconds, and only what has changed.
+    `run` writes at most once in `interval` seconds, and only what has changed.  `failures` counts what was in vain.
     """
 
     def __init__(
@@ -190,6 +205,15 @@ class SnapshotKeeper:
         self._wall_clock = wall_clock
         self._saved = 0
         self.failures = 0
+
+    async def check(self) -> None:
+        """At the start of a node: warn where the file cannot be written, long before anybody needs it."""
+        problem = await asyncio.to_thread(unusable, self._file.path)
+        if problem:
+            self.failures += 1
+            log.error(
+                "no snapshot can be written, so that a start without the registry would serve nobody: %s", problem
+            )
 
     async def restore(self) -> bool:
         """At the start of a node: where the registry cannot be asked, remember what the file holds.

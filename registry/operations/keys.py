@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -46,6 +47,21 @@ async def mock_secret(database: Database, vault: Vault, *, random: Callable[[int
         return secret
 
 
+async def check_secrets(database: Database, vault: Vault) -> None:
+    """Try the key ring on the registry's secrets; raises SecretError, naming the secret, where it does not fit them.
+
+    Of the secrets of each kind that one key has sealed the first is opened; a key that is not on the ring is found
+    wherever it was used.
+    """
+    ring = vault.ring
+    for table, column, context in _sealed_columns():
+        sealed_with = [sa.func.substr(column, 1, len(one), type_=sa.LargeBinary) == one for one in ring.heads]
+        for condition in (*sealed_with, sa.not_(sa.or_(*sealed_with))):
+            statement = sa.select(table).where(column.is_not(None), condition).limit(1)
+            for row in await database.fetch(statement):
+                ring.open(row._mapping[column], context(row))
+
+
 async def reseal_all(tx: Transaction) -> tuple[int, int]:
     """Seal with the first key what is sealed with another; returns how many were, and how many secrets there are.
 
@@ -76,6 +92,18 @@ async def reseal_all(tx: Transaction) -> tuple[int, int]:
             this = registry_secrets.c.name == row.name
             await tx.connection.execute(sa.update(registry_secrets).where(this).values(value=fresh))
     return done, total
+
+
+def _sealed_columns() -> Iterator[tuple[sa.Table, sa.Column[Any], Callable[[sa.Row[Any]], str]]]:
+    """Where sealed secrets are, and how the context of one is made from its row."""
+    for table, name in SEALED_COLUMNS:
+        yield table, table.c[name], partial(_context_in, table.name, name)
+    yield login_md5, login_md5.c.hash, lambda row: md5_context(row.login_id, row.spelling)
+    yield registry_secrets, registry_secrets.c.value, lambda row: f"registry_secrets/{row.name}"
+
+
+def _context_in(table: str, column: str, row: sa.Row[Any]) -> str:
+    return secret_context(table, row.id, column)
 
 
 def _reseal(ring: KeyRing, sealed: bytes, context: str) -> bytes | None:

@@ -184,7 +184,7 @@ def test_a_snapshot_that_is_broken_is_not_used(content: bytes | None, tmp_path: 
     proxy = ProxyProcess(tmp_path, registry.url, registry.keys, routing={"snapshot": str(snapshot)})
     proxy.start(wait=False)
     try:
-        wait_until(lambda: '"ready"' in proxy.logs() or not proxy.running, what="the start")
+        wait_until(lambda: "serving, but not ready" in proxy.logs() or not proxy.running, what="the start")
         assert NOT_NOW in told(proxy.url("acme", "app", "guess"))
         assert proxy.http("GET", "/readyz")[0] == 503
         assert "snapshot" in proxy.logs()

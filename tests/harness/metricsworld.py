@@ -61,6 +61,7 @@ class MetricsWorld:
             self.hub,
             routing=lambda: STATUS,
             build=BuildInfo("1.2.3", "interpreted", source_matches=True, python="CPython 3"),
+            snapshot_failures=lambda: 0,
             max_tenants=max_tenants,
         )
 

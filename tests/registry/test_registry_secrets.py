@@ -133,6 +133,32 @@ async def test_rotation_seals_everything_with_the_first_key(registry_url: str) -
             await registry.check_keys()
 
 
+async def test_a_key_ring_is_held_against_every_kind_of_secret(registry_url: str) -> None:
+    first, second = generate_key("first"), generate_key("second")
+    both, same_id = f"{first},{second}", generate_key("first")
+    async with open_registry(registry_url, KeyRing.parse(first)) as registry:
+        await registry.upgrade()
+        await registry.check_secrets()
+        addresses = (Address("10.0.0.1"),)
+        admin = ServerChange(addresses=addresses, admin_user="admin", admin_password=Secret("a"))
+        await registry.service.add_server("eu1", admin)
+        await registry.check_secrets()
+    async with open_registry(registry_url, KeyRing.parse(f"{second},{first}")) as registry:
+        role = TenantChange(server="eu1", database_name="d", role_user="own", role_password=Secret("c"))
+        await registry.service.add_tenant("acme", role)
+    for is_whole, ring in ((True, both), (False, first), (False, second), (False, f"{same_id},{second}")):
+        async with open_registry(registry_url, KeyRing.parse(ring)) as registry:
+            if is_whole:
+                await registry.check_secrets()
+                continue
+            with pytest.raises(SecretError, match=r"not on the key ring|cannot be opened with key 'first'") as caught:
+                await registry.check_secrets()
+            assert caught.value.hint
+    async with open_registry(registry_url, None) as registry:
+        with pytest.raises(SecretError, match="PGTENANT_ENCRYPTION_KEYS"):
+            await registry.check_secrets()
+
+
 async def test_without_keys_only_what_needs_them_is_refused(registry_url: str) -> None:
     async with open_registry(registry_url, None) as registry:
         await registry.upgrade()

@@ -19,6 +19,7 @@ from proxy.routing.snapshot import (
     SnapshotKeeper,
     decode_snapshot,
     encode_snapshot,
+    unusable,
 )
 from registry.contract import (
     AuthMethod,
@@ -251,3 +252,14 @@ async def test_no_secret_shows_in_a_repr(registry: FakeRegistry) -> None:
     assert "mock-secret" not in repr(snapshot)
     assert "acme-password" not in repr(snapshot)
     assert "SCRAM" not in repr(snapshot)
+
+
+def test_a_place_for_a_snapshot_is_tried_out_and_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    assert unusable(path) == ""
+    path.write_bytes(b"an older one")
+    assert unusable(path) == ""
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("snapshot", b"an older one")]
+    assert "No such file or directory" in unusable(tmp_path / "missing" / "snapshot")
+    assert "Not a directory" in unusable(path / "snapshot")
+    assert "is a directory" in unusable(tmp_path)
