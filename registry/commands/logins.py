@@ -167,11 +167,12 @@ def change(
     pgtenant login set streamer --tenant acme --replication database
     """
     _check_owner(tenant, all_tenants=all_tenants)
-    wanted = LoginChange(
-        methods=frozenset(method) if method else KEEP,
-        certificate=given(certificate, cleared=no_certificate),
-        replication=given(replication),
-    )
+    with explained():
+        wanted = LoginChange(
+            methods=frozenset(method) if method else KEEP,
+            certificate=given(certificate, cleared=no_certificate),
+            replication=given(replication),
+        )
     login = ask(registry, config, lambda opened: opened.service.set_login(user, tenant, wanted), writing=True)
     _print(login, None, as_json=as_json, done=f"changed login {user!r} for {_owner(tenant)}")
 

@@ -131,7 +131,12 @@ def read_limits(texts: list[str], before: Limits) -> Limits:
 
 
 def given(value: Any, *, cleared: bool = False) -> Any | Keep:
-    """The value of an option for a change: None, where it was asked to be cleared, KEEP where it was left out."""
+    """The value of an option for a change: None, where it was asked to be cleared, KEEP where it was left out.
+
+    Raises Invalid where it is given and cleared at once.
+    """
+    if cleared and value is not None:
+        raise Invalid("option", "a value is given and taken away at once", "leave out one of the two options")
     if cleared:
         return None
     return KEEP if value is None else value

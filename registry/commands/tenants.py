@@ -19,7 +19,7 @@ from registry.commands.options import (
 from registry.commands.output import ask, confirm, explained, note, print_json, print_record, print_table
 from registry.contract import Limits, PoolMode, ResetPolicy, SessionStatePolicy, TenantState, VerifierSource
 from registry.domain.limits import LIMIT_NAMES
-from registry.domain.models import KEEP, LoginRecord, Tenant, TenantChange
+from registry.domain.models import KEEP, Keep, LoginRecord, Tenant, TenantChange
 from registry.opening import Registry
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="Slug or alias of the tenant.")]
@@ -115,14 +115,14 @@ def add(
         wanted = TenantChange(
             server=given(server),
             database_name=given(database),
-            aliases=tuple(alias) if alias else KEEP,
+            aliases=_several(alias),
             role_user=given(role),
             role_password=given(read_secret("role password", file=role_password_file, variable=role_password_env)),
             pool_mode=given(pool_mode),
             reset=given(reset),
             session_state=given(session_state),
             verifiers=given(verifiers),
-            networks=tuple(network) if network else KEEP,
+            networks=_several(network),
             limits=read_limits(limit, Limits()) if limit else KEEP,
         )
     tenant = ask(registry, config, lambda opened: opened.service.add_tenant(slug, wanted), writing=True)
@@ -212,14 +212,14 @@ def change(
             TenantChange(
                 server=given(server, cleared=no_database),
                 database_name=given(database, cleared=no_database),
-                aliases=() if no_alias else tuple(alias) if alias else KEEP,
+                aliases=_several(alias, cleared=no_alias),
                 role_user=given(role, cleared=no_role),
                 role_password=given(password, cleared=no_role),
                 pool_mode=given(pool_mode),
                 reset=given(reset),
                 session_state=given(session_state),
                 verifiers=given(verifiers, cleared=no_verifiers),
-                networks=() if no_network else tuple(network) if network else KEEP,
+                networks=_several(network, cleared=no_network),
                 limits=limits,
             ),
         )
@@ -257,6 +257,12 @@ def remove(
     found = ask(registry, config, lambda opened: opened.service.remove_tenant(tenant), writing=True)
     where = f"; database {found.database_name!r} on {found.server!r} is still there" if found.database_name else ""
     _print(found, as_json=as_json, done=f"removed tenant {found.slug!r}{where}")
+
+
+def _several(values: list[str] | None, *, cleared: bool = False) -> tuple[str, ...] | Keep:
+    # Options that may be given several times are empty lists, not None, where they are left out.
+    wanted = given(tuple(values) if values else None, cleared=cleared)
+    return () if wanted is None else wanted
 
 
 def _print(tenant: Tenant, *, as_json: bool, done: str) -> None:

@@ -139,7 +139,7 @@ def _server(table: Table) -> ServerEntry:
     if (host is None) == (hosts is None):
         raise table.error("host", "a server needs host or hosts", 'host = "db.example.com:5432", or hosts = [...]')
     try:
-        addresses = tuple(parse_address(one, port or DEFAULT_PORT) for one in (hosts or (host or "",)))
+        addresses = tuple(parse_address(one, _or(port, DEFAULT_PORT)) for one in (hosts or (host or "",)))
     except Invalid as error:
         raise table.error("hosts" if host is None else "host", error.message, error.hint) from None
     change = ServerChange(

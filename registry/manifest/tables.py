@@ -113,7 +113,10 @@ class Table:
 
     def number(self, key: str) -> float | None:
         value = self._value(key, (int, float), "a number")
-        return None if value is None else float(value)
+        try:
+            return None if value is None else float(value)
+        except OverflowError:
+            raise self.error(key, f"{key} is too large", "seconds, as a number") from None
 
     def boolean(self, key: str) -> bool | None:
         value: bool | None = self._value(key, bool, "true or false")
@@ -177,6 +180,8 @@ class Table:
             raise self.error(key, f"{name} cannot be read: {error.strerror}", _NAME_FILE) from None
         except UnicodeDecodeError:
             raise self.error(key, f"{name} is not UTF-8 text", _NAME_FILE) from None
+        except ValueError:
+            raise self.error(key, f"{name!r} is no file's name", _NAME_FILE) from None
 
     def finish(self) -> None:
         """Complain about keys that nobody asked for."""

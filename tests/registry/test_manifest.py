@@ -276,6 +276,9 @@ async def test_an_unset_variable_leaves_a_secret_and_makes_none(registry: Regist
         ('[[tenant]]\nslug = "a"\nserver = "eu9"\ndatabase = "d"', r"m\.toml:1: tenant 'a': there is no server 'eu9'"),
         ('[[tenant]]\nslug = "a"\nlimits = { pool_size = 0 }', r"tenant 'a': pool_size is 0"),
         ('[[server]]\nname = "x"\nhost = "a:b"', r"m\.toml:3: server 'x': 'a:b' is no address"),
+        ('[[server]]\nname = "x"\nhost = "a"\nport = 0', r"m\.toml:3: server 'x': 0 is no port"),
+        ('[[server]]\nname = "x"\nhost = "a"\nrole_password_file = "\\u0000"', r"m\.toml:4: .* is no file's name"),
+        (f'[[tenant]]\nslug = "a"\n[tenant.limits]\nquery_timeout = {"9" * 400}', r"m\.toml:4: .* is too large"),
         ('[[server]]\nname = "x"\nhost = "a"\nreserve = 500', r"m\.toml:4: server 'x': a reserve of 500"),
         ('[[server]]\nname = "x"\nhost = "a"\ntls_ca_file = "no.pem"', r"m\.toml:4: .*no\.pem cannot be read"),
         ('[[login]]\nuser = "u"\nall_tenants = true', r"m\.toml:1: login 'u': no password"),
@@ -292,8 +295,9 @@ async def test_a_broken_manifest_names_the_place_and_changes_nothing(
     registry: Registry, text: str, message: str
 ) -> None:
     version = await registry.reader.version()
-    with pytest.raises(ManifestError, match=message):
+    with pytest.raises(ManifestError, match=message) as caught:
         await put(registry, f"{text}\n")
+    assert caught.value.hint
     with pytest.raises(ManifestError):
         await put(registry, f'{text}\n[[tenant]]\nslug = "fine"\n')
     assert await registry.reader.version() == version

@@ -1,0 +1,59 @@
+"""The command line as a whole: what goes wrong is said without a traceback, with a hint and a status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from proxy.cli import main
+from registry.secrets import generate_key
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run `pgtenant ARGUMENTS` in an empty directory; returns status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PGTENANT_ENCRYPTION_KEYS", generate_key("k1"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pgtenant", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        status = ended.value.code
+        return status if isinstance(status, int) else 0, said.out, said.err
+
+    return invoke
+
+
+def test_an_argument_that_is_no_text_is_a_mistake_of_usage(run: Run) -> None:
+    status, _, errors = run("tenant", "show", "caf\udce9")
+    assert status == 2
+    assert "error: an argument is not UTF-8 text" in errors
+    assert "hint:" in errors
+
+
+@pytest.mark.parametrize("command", [("serve",), ("config", "check"), ("route", "explain", "-U", "app")])
+def test_a_settings_file_that_is_missing_is_told_with_a_hint(run: Run, command: tuple[str, ...]) -> None:
+    status, _, errors = run(*command, "--config", "none.toml")
+    assert status == 1
+    assert "error: settings file none.toml cannot be read" in errors
+    assert "hint:" in errors
+
+
+def test_names_with_brackets_are_shown_as_they_are(run: Run) -> None:
+    run("registry", "upgrade")
+    assert run("server", "add", "eu1", "--host", "h", "--role", "[/role]")[0] == 0
+    assert run("tenant", "add", "acme", "--server", "eu1", "--database", "[/data]")[0] == 0
+    status, output, _ = run("route", "explain", "--user", "[/user]", "--database", "acme")
+    assert status == 1
+    for name in ("[/user]", "[/data]", "[/role]"):
+        assert name in output
+    assert json.loads(run("route", "explain", "-U", "[/user]", "-d", "acme", "--json")[1])["user"] == "[/user]"
