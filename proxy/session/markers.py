@@ -13,6 +13,7 @@ from proxy.session.pins import (
     PIN_LOAD,
     PIN_PREPARE,
     PIN_ROLE,
+    PIN_SET,
     PIN_SET_CONFIG,
     PIN_TEMPORARY,
     TO_CHECK,
@@ -22,6 +23,7 @@ _TEMPORARY: Final = re.compile(rb"\b(?:temp|temporary|pg_temp)\b")
 _SET_CONFIG: Final = re.compile(rb"\bset_config\b")
 _ADVISORY: Final = re.compile(rb"advisory_(?!xact|unlock)")
 _HOLD: Final = re.compile(rb"\bhold\b")
+_SETTINGS_VIEW: Final = re.compile(rb"\bupdate\b.*\bpg_settings\b", re.DOTALL)
 _VALUE: Final = rb"(?:'[^'\\]*'|\$\d{1,5})(?:\s*::\s*(?:text|varchar))?"
 _LOCAL_CALL: Final = re.compile(
     rb"\bset_config\s*\(\s*"
@@ -53,6 +55,7 @@ def session_markers(text: bytes) -> int:
     The test is on words, wherever they stand: a column named `temp` has the mark as well.  That costs a question to
     the server, the other way round would cost the isolation of two clients.  Of `set_config` no call counts that
     says itself that it is for the transaction only; the text is to be kept then for what it changes until then.
+    An UPDATE of the view `pg_settings` is a SET (PostgreSQL, "pg_settings") of which no command tag tells.
     """
     pins = 0
     if _TEMPORARY.search(text):
@@ -66,6 +69,8 @@ def session_markers(text: bytes) -> int:
         pins |= TO_CHECK
     if _HOLD.search(text):
         pins |= PIN_HOLD
+    if _SETTINGS_VIEW.search(text):
+        pins |= PIN_SET
     return pins
 
 

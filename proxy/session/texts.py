@@ -87,6 +87,25 @@ def may_have_markers(text: bytes, start: i64, end: i64) -> bool:
         pos = min(pos + 6, last)
 
 
+def may_update_settings(data: bytes, start: i64, end: i64) -> bool:
+    """Say in one quick look whether a statement may be an UPDATE of `pg_settings`, or of what hides its name."""
+    while start < end and data[start] <= 0x20:
+        start += 1
+    if start + 10 > end or (data[start] | 0x20) != 0x75 or (data[start + 1] | 0x20) != 0x70:
+        return False
+    start += 6
+    while start < end and data[start] <= 0x20:
+        start += 1
+    if start + 2 > end:
+        return False
+    letter: i64 = data[start] | 0x20
+    if letter < 0x61:
+        return True
+    following: i64 = data[start + 1] | 0x20
+    # pg_settings, perhaps behind pg_catalog or ONLY
+    return (letter == 0x70 and following == 0x67) or (letter == 0x6F and following == 0x6E)
+
+
 def find_semicolon(text: bytes, start: i64, end: i64) -> i64:
     """Return where the first semicolon in `text[start:end]` is, -1 if there is none.
 
@@ -234,7 +253,7 @@ class Texts:
             self.tail = b""
             start = 0
             end = len(data)
-        if may_have_markers(data, start, end):
+        if may_have_markers(data, start, end) or may_update_settings(data, start, end):
             marks = session_markers(data[start:end].lower())
         if not last:
             self.tail = data[max(start, end - TAIL_SIZE) : end]

@@ -340,6 +340,8 @@ UNREADABLE = [
     ("settings", "begin; " + "select 1; " * 1000 + "set app.tenant = 'far away'; commit"),
     ("settings", "set app.long = '" + "x" * 9000 + "'"),
     ("settings", "set app.tenant = '" + "x" * 8192 + "'"),
+    ("settings", "update pg_settings set setting = 'german' where name = 'DateStyle'"),
+    ("settings", " UPDATE ONLY \"pg_catalog\".pg_settings SET setting = 'german' WHERE name = 'DateStyle'"),
     ("set_config", "select set_config(n, 'x', false) from (values ('app.tenant')) as v (n)"),
 ]
 

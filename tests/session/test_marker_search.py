@@ -7,7 +7,7 @@ import random
 import pytest
 
 from proxy.session.markers import session_markers
-from proxy.session.texts import LONG_TEXT, find_semicolon, may_have_markers
+from proxy.session.texts import LONG_TEXT, find_semicolon, may_have_markers, may_update_settings
 
 WORDS = [b"temp", b"temporary", b"hold", b"advisory_lock", b"set_config"]
 
@@ -51,6 +51,21 @@ def test_a_word_is_found_in_a_long_statement(word: bytes) -> None:
 )
 def test_ordinary_statements_are_passed_over(text: bytes) -> None:
     assert not found(text)
+
+
+@pytest.mark.parametrize("view", [b"pg_settings", b"pg_catalog . pg_settings", b'"pg_settings"', b"only pg_settings"])
+@pytest.mark.parametrize("space", [b" ", b"\n\t "])
+def test_an_update_of_the_settings_is_found(view: bytes, space: bytes) -> None:
+    for text in (b"update" + space + view + b" set setting = ''", space + b"UPDATE" + space + view.upper() + b" x"):
+        assert may_update_settings(b"up" + text, 2, 2 + len(text))
+        assert session_markers(text.lower())
+
+
+@pytest.mark.parametrize("text", [b"", b"update", b"update pgbench", b"UPDATE t SET a = 1", b"insert into pg_settings"])
+def test_another_statement_updates_no_settings(text: bytes) -> None:
+    assert not session_markers(text.lower())
+    if text != b"update pgbench":
+        assert not may_update_settings(text, 0, len(text))
 
 
 def test_says_the_same_as_a_slow_search_for_its_pairs() -> None:
