@@ -302,6 +302,8 @@ class Node:
         """Follow a change of a tenant's route; clients of a tenant that is not served any more are told so."""
         now = self.hub.selector.now
         self.tenancy.apply_route(update.tenant_id, update.new, now)
+        if update.new is None or state_failure(update.new) is not None:
+            self.client_keys.forget_tenant(update.tenant_id)
         state = "removed" if update.new is None else update.new.state
         log.info("route changed", tenant=slug_of(update), state=state)
         self._unsettled.add(update.tenant_id)

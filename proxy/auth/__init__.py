@@ -11,7 +11,7 @@ from proxy.auth.errors import (
     VerifierError,
     WrongPassword,
 )
-from proxy.auth.md5 import md5_hash, md5_response, mock_md5_hash, verify_md5
+from proxy.auth.md5 import md5_hash, md5_response, verify_md5
 from proxy.auth.scram import MECHANISM, MECHANISM_PLUS, NONCE_SIZE
 from proxy.auth.scram_client import ScramClient, choose_mechanism
 from proxy.auth.scram_server import ScramServer
@@ -53,7 +53,6 @@ __all__ = [
     "derive_keys",
     "md5_hash",
     "md5_response",
-    "mock_md5_hash",
     "mock_verifier",
     "neighbourhood",
     "server_end_point",

@@ -35,10 +35,5 @@ def verify_md5(stored: str, salt: bytes, response: bytes) -> bool:
     return hmac.compare_digest(md5_response(stored, salt), response)
 
 
-def mock_md5_hash(secret: bytes, selector: bytes) -> str:
-    """Make a stored form that nobody has the password of, for a login that does not exist."""
-    return "md5" + hmac.digest(secret, b"md5:" + selector, "sha256").hex()[:32]
-
-
 def _hex(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()

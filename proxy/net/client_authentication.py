@@ -44,6 +44,9 @@ from registry.contract import AuthMethod, Login
 MAX_PASSWORD: Final = 16_384
 """Longest PasswordMessage in bytes: tokens that serve as passwords have a few thousand, and each byte costs work."""
 
+MAX_UNICODE_PASSWORD: Final = 1_024
+"""Longest PasswordMessage in bytes that is not ASCII: SASLprep takes 0.3 s for the worst that could be in 16 kB."""
+
 COSTLY_ITERATIONS: Final = 16_384
 """SCRAM iterations beyond which a password is hashed in a thread, where it holds up nobody."""
 
@@ -196,6 +199,8 @@ async def _by_md5(io: HandshakeSocket, stored: str, policy: AuthPolicy, turn: Tu
 async def _by_cleartext(io: HandshakeSocket, verifier: ScramVerifier, turn: Turn) -> Proof:
     await io.send(_ASK_CLEARTEXT)
     answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD))
+    if len(answer.password) > MAX_UNICODE_PASSWORD and not answer.password.isascii():
+        raise ProtocolError(f"a password that is not ASCII has at most {MAX_UNICODE_PASSWORD:,} bytes here")
     async with turn():
         if verifier.iterations > COSTLY_ITERATIONS:
             fits = await asyncio.to_thread(verify_cleartext, verifier, answer.password)

@@ -56,7 +56,7 @@ class Doorkeeper:
             proof = await authenticate(
                 io, user, resolution, self._policy, channel_of(greeting), partial(self._turns.turn, attempt)
             )
-            if not await self._resolver.confirm(resolution):
+            if not await self._resolver.confirm(resolution, host):
                 raise resolution.refusal
         except Failure as failure:
             if failure is resolution.refusal:

@@ -232,14 +232,21 @@ class Resolver:
             barred=route is not None and not allows(route, address),
         )
 
-    async def confirm(self, resolution: Resolution) -> bool:
-        """Whether the verifier that a client was held to is still the login's, however long its proof took.
+    async def confirm(self, resolution: Resolution, address: str | None = None) -> bool:
+        """Whether what a client was held to is still in force, however long its proof took: its login and networks.
 
         Raises Failure where the server would have to be asked and cannot be.
         """
         login, route = resolution.login, resolution.route
-        if self._server_logins is None or login is None or login.source is not VerifierSource.SERVER or route is None:
+        if login is None or route is None:
             return True
+        if not allows(self.current(route.tenant_id) or route, address):
+            return False
+        answer = await self.lookups.login(login.user, route.tenant_id)
+        if login.source is VerifierSource.REGISTRY:
+            return answer.value == login or not answer.certain
+        if answer.value is not None or self._server_logins is None:
+            return False
         try:
             now = await self._server_logins.login(route, login.user)
         except CannotAsk:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from registry.contract import Address
@@ -19,6 +19,8 @@ MAX_HOSTS: Final = 16
 MAX_NETWORKS: Final = 64
 MAX_HOST_CHARS: Final = 255
 DEFAULT_PORT: Final = 5432
+MAPPED_BITS: Final = 96
+"""Bits before an IPv4 address in its IPv6 spelling, as in `::ffff:192.0.2.7`."""
 
 RESERVED: Final = frozenset({"pgtenant", "postgres", "template0", "template1"})
 """Names that are no tenant's: the console's database and those that every server has."""
@@ -81,7 +83,7 @@ def check_networks(networks: Iterable[str]) -> tuple[str, ...]:
     found = set()
     for text in networks:
         try:
-            found.add(ip_network(text))
+            found.add(_as_ipv4(ip_network(text)))
         except ValueError as error:
             raise Invalid(
                 "networks", f"{text!r} is no network: {error}", "for example 10.1.0.0/16, 192.0.2.7 or 2001:db8::/32"
@@ -90,6 +92,14 @@ def check_networks(networks: Iterable[str]) -> tuple[str, ...]:
         raise Invalid("networks", f"a tenant has at most {MAX_NETWORKS} networks", "join neighbours into larger ones")
     ordered = sorted(found, key=lambda network: (network.version, int(network.network_address), network.prefixlen))
     return tuple(str(network) for network in ordered)
+
+
+def _as_ipv4(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """IPv4 networks in IPv6 spelling as what they are: clients' addresses are taken for IPv4 then, too."""
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is None or network.prefixlen < MAPPED_BITS:
+        return network
+    return IPv4Network((mapped, network.prefixlen - MAPPED_BITS))
 
 
 def check_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:

@@ -216,6 +216,21 @@ def test_backends_are_opened_in_advance_only_while_the_key_is_good(world: World,
     place.sql(f"drop owned by {user}; alter role {user} nologin")
 
 
+def test_a_suspended_tenant_leaves_no_keys_behind(world: World, pg17: ServerFacts) -> None:
+    place = enter(world, pg17, "paused")
+    world.registry.set_tenant("paused", limits=Limits(min_pool_size=1))
+    (user, password), (other, its_password) = place.role(), place.role()
+    assert place.whoami(user, password)[0] == user
+    world.registry.do(lambda service: service.suspend_tenant("paused"))
+    wait_until(lambda: place.backends_of(user) == 0, what="its backends closed")
+    world.registry.do(lambda service: service.resume_tenant("paused"))
+    wait_until(lambda: other in _outcome(place, other, its_password), what="the tenant served again")
+    wait_until(lambda: f'nobody has proved the password of role \\"{user}\\"' in world.proxy.logs(), what="no key")
+    assert place.backends_of(user) == 0
+    assert place.whoami(user, password)[0] == user
+    place.sql(f"drop owned by {user}, {other}; alter role {user} nologin; alter role {other} nologin")
+
+
 def test_what_the_client_sets_at_startup_never_reaches_the_question(place: Place) -> None:
     user, password = place.role()
     trap = "create schema {0}; create table {0}.pg_authid as select 'x'::text as rolname, null::text as rolpassword"

@@ -152,6 +152,15 @@ async def test_cleartext_over_tls_or_where_it_is_allowed(policy: AuthPolicy, tls
                     await proving
 
 
+async def test_a_password_that_would_take_long_to_prepare_is_refused_at_once() -> None:
+    async with connected() as (io, peer):
+        proving = asyncio.create_task(prove(io, account("ann", "right", AuthMethod.PASSWORD), policy=CLEARTEXT))
+        await peer.read()
+        await peer.send(frame("p", cstring("\u0323\u0301" * 4000)))
+        with pytest.raises(Failure, match="not ASCII"):
+            await proving
+
+
 async def test_cleartext_is_not_asked_for_without_tls() -> None:
     claim = account("ann", "right", AuthMethod.SCRAM, AuthMethod.PASSWORD)
     async with connected() as (io, peer):

@@ -153,6 +153,8 @@ def test_what_is_not_suspended_is_not_resumed(state: TenantState) -> None:
 
 def test_networks_have_one_spelling() -> None:
     assert check_networks(["2001:DB8::/32", "10.0.0.1", "10.0.0.1/32"]) == ("10.0.0.1/32", "2001:db8::/32")
+    assert check_networks(["::ffff:10.0.0.0/104", "::ffff:192.0.2.7"]) == ("10.0.0.0/8", "192.0.2.7/32")
+    assert check_networks(["::/0"]) == ("::/0",), "which is no network of IPv4 addresses"
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from harness.waiting import eventually
 from routing.fake_registry import FakeRegistry, make_login, make_route
 
+from proxy.auth import build_verifier
 from proxy.errors import Failure
 from proxy.routing.names import NameRules, Selectors, name_rules
 from proxy.routing.resolver import Resolution, Resolver, ResolverConfig
-from registry.contract import Credentials, TenantState
+from registry.contract import ChangeKind, Credentials, RouteChange, TenantState
 
 
 @pytest.fixture
@@ -319,3 +322,39 @@ async def test_an_explanation_names_the_problem(build: Build) -> None:
     no_login = await resolver.explain(Selectors("nobody", "acme"))
     assert not no_login.ok
     assert no_login.problem is None
+
+
+@pytest.mark.parametrize("user", ["app", "jane.doe", "support"])
+async def test_a_proof_counts_for_nothing_once_its_login_has_changed(
+    registry: FakeRegistry, build: Build, user: str
+) -> None:
+    there = build()
+    there.apply_change(RouteChange(registry.now, ChangeKind.EVERYTHING))
+    found = await there.resolve(Selectors(user, "acme"), "192.0.2.1")
+    assert found.login is not None
+    assert await there.confirm(found, "192.0.2.1")
+    other = build_verifier("other", b"0123456789abcdef", 1).text()
+    there.apply_change(registry.put_login(replace(found.login, verifier=other)))
+    assert not await there.confirm(found, "192.0.2.1"), "its password was changed"
+    again = await there.resolve(Selectors(user, "acme"), "192.0.2.1")
+    assert again.login is not None
+    registry.down = True
+    assert await there.confirm(again, "192.0.2.1"), "nobody can say otherwise"
+    registry.come_back()
+    registry.logins.clear()
+    there.apply_change(registry.put_login(make_login(99, "somebody", again.login.tenant_id)))
+    assert not await there.confirm(again, "192.0.2.1"), "it is gone"
+
+
+async def test_a_proof_counts_for_nothing_once_its_address_is_none_of_the_tenants(
+    registry: FakeRegistry, build: Build
+) -> None:
+    there = build()
+    found = await there.resolve(Selectors("app", "acme"), "192.0.2.1")
+    assert found.route is not None
+    there.watch(found.route)
+    there.apply_change(registry.put(replace(found.route, networks=(ip_network("10.0.0.0/8"),))))
+    await eventually(lambda: there.current(1) != found.route, what="the change known")
+    assert not await there.confirm(found, "192.0.2.1")
+    assert await there.confirm(found, "10.0.0.1")
+    await there.close()
