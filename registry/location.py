@@ -13,6 +13,10 @@ from registry.errors import Invalid
 SQLITE: Final = "sqlite"
 POSTGRESQL: Final = "postgresql"
 _FORMS: Final = "sqlite:///relative/registry.db, sqlite:////absolute/registry.db or postgresql://user@host/database"
+_ESCAPED: Final = (
+    "postgresql://user:password@host:port/database; in a password / is written %2F, ? %3F, # %23, @ %40, : %3A"
+)
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 _SHOWN_PARAMETERS: Final = frozenset({"host", "port", "sslmode", "target_session_attrs", "application_name"})
 
 
@@ -60,10 +64,19 @@ def _server(url: str) -> Location:
     except ValueError:
         raise Invalid("registry", "the registry's URL cannot be read", _FORMS) from None
     user, at, hosts = parts.netloc.rpartition("@")
+    # What follows a "/", "?" or "#" that stands unescaped in a password would be shown as a host or a database.
+    stray = parts.fragment or "@" in user + parts.path or (not at and "@" in parts.query)
+    if stray or not all(_is_host(host) for host in hosts.split(",")):
+        raise Invalid("registry", "the registry's URL cannot be read", _ESCAPED)
     account = user.partition(":")[0]
     shown_query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name in _SHOWN_PARAMETERS])
     shown = f"{POSTGRESQL}://{account}{at}{hosts}{parts.path}{'?' if shown_query else ''}{shown_query}"
     return Location(POSTGRESQL, shown, url=url)
+
+
+def _is_host(text: str) -> bool:
+    match = _HOST.fullmatch(text)
+    return match is not None and (match[1] is None or 1 <= int(match[1]) <= 65535)
 
 
 def _safe(text: str) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from registry.contract import RegistryUnavailable
-from registry.errors import RegistryError
+from registry.errors import Invalid, RegistryError
 from registry.store.database import LOCK_TIMEOUT, POOL_TIMEOUT, Database, Watch
 from registry.store.tables import clock
 
@@ -28,6 +28,7 @@ CONNECT_TIMEOUT: Final = 5.0
 STATEMENT_TIMEOUT: Final = 15.0
 LISTEN_TIMEOUT: Final = 5.0
 
+_FORM: Final = "postgresql://user:password@host:port/database, as libpq takes it"
 _MISSING_TABLE: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 _REFUSED: Final = (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError)
 
@@ -49,12 +50,18 @@ class PostgresDatabase(Database):
 
     def _engine(self, **options: Any) -> AsyncEngine:
         async def connect(*_: object, **__: object) -> asyncpg.Connection[asyncpg.Record]:
-            connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-                self.location.url,
-                timeout=CONNECT_TIMEOUT,
-                command_timeout=STATEMENT_TIMEOUT,
-                server_settings={"application_name": "pgtenant registry"},
-            )
+            try:
+                connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+                    self.location.url,
+                    timeout=CONNECT_TIMEOUT,
+                    command_timeout=STATEMENT_TIMEOUT,
+                    server_settings={"application_name": "pgtenant registry"},
+                )
+            except asyncpg.ClientConfigurationError as error:
+                raise Invalid("registry", f"{self.location}: {error}", _FORM) from None
+            except ValueError:
+                # Its text may be a piece of the password.
+                raise Invalid("registry", "the registry's URL cannot be read", _FORM) from None
             return connection
 
         return create_async_engine("postgresql+asyncpg://", async_creator=connect, hide_parameters=True, **options)

@@ -42,7 +42,8 @@ class SqliteDatabase(Database):
         except OSError as error:
             raise RegistryError(
                 f"the registry {self.location} cannot be opened: {error.strerror}",
-                "choose another place with --registry or PGTENANT_REGISTRY",
+                "also to read it, this user has to be able to write to the file and to its directory, where SQLite"
+                " keeps its log; --registry or PGTENANT_REGISTRY names another place",
             ) from None
 
     @property

@@ -292,10 +292,25 @@ def test_a_location_is_shown_without_its_secrets(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "registry.db", "sqlite://registry.db", "sqlite:///", "sqlite:///:memory:", "mysql://pw@x/y"]
+    "url",
+    [
+        "",
+        "registry.db",
+        "sqlite://registry.db",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "mysql://pw@x/y",
+        "postgresql://node:pw@db:port/reg",
+        "postgresql://node:pw@db:70000/reg",
+        "postgresql://node:pw/s@db/reg",
+        "postgresql://node:5432/pw@db/reg",
+        "postgresql://node:5432?pw@db/reg",
+        "postgresql://node:5432#pw@db/reg",
+        "postgresql://node:p@w@db/reg",
+    ],
 )
 def test_what_is_no_location(url: str) -> None:
     with pytest.raises(Invalid) as caught:
         parse_location(url)
     assert caught.value.hint
-    assert "pw@" not in str(caught.value)
+    assert "pw" not in str(caught.value)
