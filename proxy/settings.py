@@ -77,6 +77,9 @@ class ListenSettings(_Section):
     tls_client_ca: File | None = Field(
         default=None, description="PEM file with the authorities whose client certificates are believed."
     )
+    tls_client_crl: File | None = Field(
+        default=None, description="PEM file with the revocation list of each authority in tls_client_ca."
+    )
     tls_min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest version of TLS with clients.")
     proxy_protocol: Literal["off", "require"] = Field(
         default="off",
@@ -100,6 +103,8 @@ class ListenSettings(_Section):
             raise ValueError(f'tls_mode = "{self.tls_mode}" needs tls_cert and tls_key')
         if self.tls_mode in {"verify-ca", "verify-full"} and self.tls_client_ca is None:
             raise ValueError(f'tls_mode = "{self.tls_mode}" needs tls_client_ca')
+        if self.tls_client_crl is not None and self.tls_client_ca is None:
+            raise ValueError("tls_client_crl needs tls_client_ca")
         return self
 
     @property

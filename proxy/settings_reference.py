@@ -19,6 +19,7 @@ EXAMPLES: Final = {
     "listen.tls_cert": "/etc/pgtenant/tls.crt",
     "listen.tls_key": "/etc/pgtenant/tls.key",
     "listen.tls_client_ca": "/etc/pgtenant/client-ca.crt",
+    "listen.tls_client_crl": "/etc/pgtenant/client-ca.crl",
     "http.admin_token": "a long random word",
     "http.admin_token_file": "/etc/pgtenant/admin-token",
     "routing.shared_tenant": "shared",

@@ -31,6 +31,7 @@ def client_tls(settings: Settings) -> ClientTls | None:
         ClientTlsMode(listen.tls_mode),
         listen.tls_client_ca,
         TLS_VERSIONS[TlsVersion(listen.tls_min_version)],
+        listen.tls_client_crl,
     )
     return ClientTls(config)
 

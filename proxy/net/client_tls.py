@@ -6,6 +6,7 @@ RFC 6125 section 6.4.3 (wildcards in certificates).
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,14 @@ from cryptography.x509.oid import NameOID
 
 from proxy.auth import server_end_point
 from proxy.net.handshake_io import tls_reason
-from proxy.net.tls import ALPN, TlsConfigError, load_certificate
+from proxy.net.tls import ALPN, TlsConfigError, as_file, load_certificate
 
 MAX_FILE: Final = 1 << 20
 """Bytes that a file of certificates may have."""
 
 _WILDCARD: Final = "*."
+_CRL: Final = re.compile(rb"^-----BEGIN X509 CRL-----", re.MULTILINE)
+_CERTIFICATE: Final = re.compile(rb"^-----BEGIN (X509 |TRUSTED )?CERTIFICATE-----", re.MULTILINE)
 
 Fingerprint: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 """What tells that files have changed: of each its inode, size and time, None where it cannot be seen."""
@@ -60,7 +63,8 @@ class ClientTlsConfig:
     """What clients are shown and asked for.
 
     `others` are shown to clients that ask for one of their host names, `default` to all others.  Clients are asked for
-    a certificate where there is a `client_ca`, and must have one as the mode says.
+    a certificate where there is a `client_ca`, and must have one as the mode says.  With a `client_crl` there has to be
+    a revocation list of each issuer in a client's chain, with none of the chain's certificates on it.
     """
 
     default: CertificateFiles
@@ -68,6 +72,7 @@ class ClientTlsConfig:
     mode: ClientTlsMode = ClientTlsMode.ALLOW
     client_ca: Path | None = None
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
+    client_crl: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,16 @@ class ClientTls:
 
 
 @dataclass(frozen=True, slots=True)
+class _Trust:
+    """Whose certificates are believed, and the revocation lists of those authorities, both PEM, with their files."""
+
+    authority_file: Path
+    authority: bytes
+    revoked_file: Path | None
+    revoked: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Certificate:
     context: ssl.SSLContext
     der: bytes
@@ -173,13 +188,13 @@ class _Shelf:
     """All certificates as they were read at one time, and the choice among them."""
 
     def __init__(self, config: ClientTlsConfig, shown: dict[int, Shown]) -> None:
-        authority = None if config.client_ca is None else _read(config.client_ca, "certificate authority file")
+        trust = None if config.client_ca is None else _read_trust(config, config.client_ca)
         self._shown = shown
-        self.default = _load(config.default, config, authority)
+        self.default = _load(config.default, config, trust)
         self.names: dict[str, _Certificate] = {}
         self._add(self.default)
         for files in config.others:
-            certificate = _load(files, config, authority)
+            certificate = _load(files, config, trust)
             if not certificate.names:
                 raise TlsConfigError(
                     f"certificate {files.cert} names no host, so that nobody would ever be shown it",
@@ -206,7 +221,7 @@ class _Shelf:
             self._shown[sock.fileno()] = Shown(name, found.der, found.end_point)
 
 
-def _load(files: CertificateFiles, config: ClientTlsConfig, authority: bytes | None) -> _Certificate:
+def _load(files: CertificateFiles, config: ClientTlsConfig, trust: _Trust | None) -> _Certificate:
     cert = _read(files.cert, "certificate file")
     key = cert if files.key == files.cert else _read(files.key, "certificate key file")
     context = _new_context(config.minimum_version)
@@ -221,8 +236,8 @@ def _load(files: CertificateFiles, config: ClientTlsConfig, authority: bytes | N
             "Both are PEM, the certificate first in its chain, and the key is the certificate's own and is not "
             "encrypted.",
         ) from None
-    if authority is not None:
-        _ask_for_certificates(context, authority, config)
+    if trust is not None:
+        _ask_for_certificates(context, trust)
     der = leaf.public_bytes(Encoding.DER)
     return _Certificate(context, der, server_end_point(der), names)
 
@@ -238,16 +253,40 @@ def _new_context(minimum: ssl.TLSVersion) -> ssl.SSLContext:
     return context
 
 
-def _ask_for_certificates(context: ssl.SSLContext, authority: bytes, config: ClientTlsConfig) -> None:
+def _read_trust(config: ClientTlsConfig, client_ca: Path) -> _Trust:
+    """Read whose certificates are believed, and which of them are not any more; raises TlsConfigError."""
+    authority = _read(client_ca, "certificate authority file")
+    revoked = None if config.client_crl is None else _read(config.client_crl, "revocation list file")
+    # OpenSSL would take a certificate in this file for one more authority.
+    if revoked is not None and (not _CRL.search(revoked) or _CERTIFICATE.search(revoked)):
+        raise TlsConfigError(
+            f"{config.client_crl} is not a file of revocation lists",
+            "tls_client_crl is a PEM file that begins with -----BEGIN X509 CRL----- and has no certificates in it.",
+        )
+    return _Trust(client_ca, authority, config.client_crl, revoked)
+
+
+def _ask_for_certificates(context: ssl.SSLContext, trust: _Trust) -> None:
     """Ask clients for a certificate; that one is missing is for the login to refuse, in words that people can read."""
     try:
-        context.load_verify_locations(cadata=authority.decode("ascii"))
+        context.load_verify_locations(cadata=trust.authority.decode("ascii"))
     except (ssl.SSLError, ValueError):
         raise TlsConfigError(
-            f"{config.client_ca} has no certificate of an authority for clients",
+            f"{trust.authority_file} has no certificate of an authority for clients",
             "tls_client_ca is a PEM file with one or more CA certificates.",
         ) from None
     context.verify_mode = ssl.CERT_OPTIONAL
+    if trust.revoked is None:
+        return
+    try:
+        with as_file(trust.revoked) as path:
+            context.load_verify_locations(cafile=path)
+    except ssl.SSLError as error:
+        raise TlsConfigError(
+            f"the revocation lists in {trust.revoked_file} cannot be used: {tls_reason(error)}",
+            "Have the authority issue them anew, in PEM.",
+        ) from None
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
 
 
 def _host_names(certificate: x509.Certificate) -> tuple[str, ...]:
@@ -277,7 +316,8 @@ def _read(path: Path, what: str) -> bytes:
 def _files_of(config: ClientTlsConfig) -> tuple[Path, ...]:
     pairs = (config.default, *config.others)
     named = [path for pair in pairs for path in (pair.cert, pair.key)]
-    return tuple(dict.fromkeys(named if config.client_ca is None else [*named, config.client_ca]))
+    trust = [path for path in (config.client_ca, config.client_crl) if path is not None]
+    return tuple(dict.fromkeys([*named, *trust]))
 
 
 def _fingerprint(files: Iterable[Path]) -> Fingerprint:

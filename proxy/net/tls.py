@@ -38,12 +38,12 @@ def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) ->
 
     Raises ssl.SSLError or ValueError when they cannot be used, as when the key is encrypted.
     """
-    with _as_file(certificate) as certificate_path, _as_file(key) as key_path:
+    with as_file(certificate) as certificate_path, as_file(key) as key_path:
         context.load_cert_chain(certificate_path, key_path, password=_no_password)
 
 
 @contextmanager
-def _as_file(data: bytes) -> Iterator[str]:
+def as_file(data: bytes) -> Iterator[str]:
     """A file with this content, in memory where the system can do that: OpenSSL's API in Python wants a path."""
     if hasattr(os, "memfd_create") and DESCRIPTORS.is_dir():
         descriptor = os.memfd_create("pgtenant")

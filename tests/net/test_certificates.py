@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from harness.handshakes import Certificate, connected
 
 from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode, PeerCertificate, Shown
@@ -195,3 +200,87 @@ def test_an_authority_for_clients_that_is_none_is_refused(certificate: Certifica
     for path, reason in ((certificate.key, "no certificate of an authority"), (Path("/nowhere"), "cannot be read")):
         with pytest.raises(TlsConfigError, match=reason):
             ClientTls(ClientTlsConfig(certificate.files, client_ca=path))
+
+
+# Revocation.
+
+
+def revoke(authority: trustme.CA, path: Path, *certificates: x509.Certificate, lasts: float = 3600.0) -> Path:
+    """Write the authority's revocation list with these certificates; it is good for `lasts` seconds from now on."""
+    now = datetime.now(UTC)
+    key = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes()).subject
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer).last_update(now - timedelta(hours=1))
+    builder = builder.next_update(now + timedelta(seconds=lasts))
+    for one in certificates:
+        entry = x509.RevokedCertificateBuilder().serial_number(one.serial_number).revocation_date(now)
+        builder = builder.add_revoked_certificate(entry.build())
+    path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def clients(tmp_path: Path) -> trustme.CA:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "clients.pem"))
+    return authority
+
+
+def showing(certificate: Certificate, files: CertificateFiles) -> ssl.SSLContext:
+    context = certificate.trusting()
+    context.load_cert_chain(files.cert, files.key)
+    return context
+
+
+@pytest.mark.parametrize("host", [None, "one.example.org"])
+async def test_a_revoked_certificate_is_not_believed_whatever_the_client_is_shown(
+    host: str | None, certificate: Certificate, clients: trustme.CA, tmp_path: Path
+) -> None:
+    good, bad = (issue(clients, tmp_path / f"{name}.pem", common_name=name) for name in ("good", "bad"))
+    crl = revoke(clients, tmp_path / "clients.crl")
+    others = (issue(certificate.authority, tmp_path / "one.pem", "one.example.org"),)
+    tls = certificate.tls(others=others, client_ca=tmp_path / "clients.pem", client_crl=crl)
+    for files, name in ((good, "good"), (bad, "bad")):
+        assert (await shake(tls, showing(certificate, files), host))[2].common_name == name
+    revoke(clients, crl, x509.load_pem_x509_certificate(bad.cert.read_bytes()))
+    assert not tls.reload_if_changed(), "it may still be being written"
+    assert tls.reload_if_changed()
+    assert (await shake(tls, showing(certificate, good), host))[2].common_name == "good"
+    with pytest.raises(TlsFailed, match="certificate revoked"):
+        await shake_in_vain(tls, showing(certificate, bad), host)
+    assert (await shake(tls, certificate.trusting(), host))[2].common_name is None, "nothing is asked of who has none"
+
+
+async def shake_in_vain(tls: ClientTls, context: ssl.SSLContext, host: str | None) -> None:
+    """Raises what the proxy makes of the handshake."""
+    context.check_hostname = False
+    async with connected() as (io, peer):
+        shaking = asyncio.create_task(io.start_tls(tls.context, server_side=True))
+        with suppress(ssl.SSLError, ConnectionError):
+            await peer.writer.start_tls(context, server_hostname=host or "127.0.0.1")
+        await shaking
+
+
+async def test_an_authority_without_a_list_or_with_an_old_one_is_believed_in_nothing(
+    certificate: Certificate, clients: trustme.CA, tmp_path: Path
+) -> None:
+    files = issue(clients, tmp_path / "good.pem", common_name="good")
+    for authority, lasts, said in ((trustme.CA(), 3600.0, "unable to get"), (clients, -60.0, "expired")):
+        crl = revoke(authority, tmp_path / "clients.crl", lasts=lasts)
+        tls = certificate.tls(client_ca=tmp_path / "clients.pem", client_crl=crl)
+        with pytest.raises(TlsFailed, match=said):
+            await shake_in_vain(tls, showing(certificate, files), None)
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "the authority", "-----BEGIN X509 CRL-----\nAA==\n"])
+def test_what_is_no_revocation_list_is_refused(
+    content: str, certificate: Certificate, clients: trustme.CA, tmp_path: Path
+) -> None:
+    crl = revoke(clients, tmp_path / "clients.crl")
+    if content == "the authority":
+        crl.write_bytes(crl.read_bytes() + trustme.CA().cert_pem.bytes())
+    else:
+        crl.write_text(content)
+    with pytest.raises(TlsConfigError, match="revocation list"):
+        certificate.tls(client_ca=tmp_path / "clients.pem", client_crl=crl)
