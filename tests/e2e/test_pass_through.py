@@ -248,6 +248,16 @@ def test_names_are_parameters_and_not_cut(place: Place) -> None:
     assert "password authentication failed" in place.refusal("x' or '1'='1", "p")
 
 
+def test_a_name_may_have_anything_in_it(place: Place) -> None:
+    for number, name in enumerate(('o\'brien "$1" \\', "Ünï-cødé $$ 李", "a;drop role x--", "%s {0} %(x)s")):
+        quoted = name.replace('"', '""')
+        place.sql(f"""create role "{quoted}" login password 'p{number}'""")
+        place.sql(f'grant connect on database {place.database.name} to "{quoted}"')
+        place.roles.append(f'"{quoted}"')
+        assert place.whoami(name, f"p{number}")[0] == name
+        assert "password authentication failed" in place.refusal(name, "guess")
+
+
 def test_one_connection_asks_for_all_and_goes_when_nobody_asks(place: Place) -> None:
     wait_until(lambda: place.asked() == [], what="nobody asking")
     users = [place.role() for _ in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,12 @@ import trustme
 from cryptography import x509
 from harness.certificates import Certificates
 from harness.proxy import ProxyProcess
+from harness.rawclient import cstring, frame, startup
 from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import allowed, wait_until
 from harness.world import World
 
+from proxy.auth import ScramClient
 from proxy.demo.facts import ServerFacts
 from registry.contract import AuthMethod, Secret
 from registry.domain.models import LoginChange
@@ -181,6 +184,32 @@ def _lets_in(world: World, tenant: TenantUnderTest) -> bool:
         return bool(whoami(world, tenant))
     except psycopg.OperationalError:
         return False
+
+
+# Changes meanwhile.
+
+
+@pytest.mark.parametrize("change", ["another password", "removed", "another network"])
+def test_who_began_to_log_in_before_a_change_is_held_to_what_is_in_force(
+    change: str, world: World, pg18: ServerFacts
+) -> None:
+    tenant = world.tenant(pg18)
+    with world.proxy.connect() as slow:
+        slow.send(startup({"user": tenant.user, "database": tenant.slug}))
+        scram = ScramClient(tenant.password, bytes(18))
+        assert slow.read().int32 == 10
+        first = scram.first()
+        slow.send(frame("p", cstring("SCRAM-SHA-256") + struct.pack("!I", len(first)) + first))
+        proof = scram.respond(slow.read().body[4:])
+        if change == "another password":
+            world.registry.do(lambda service: service.rotate_login(tenant.user, tenant.slug))
+        elif change == "removed":
+            world.registry.do(lambda service: service.remove_login(tenant.user, tenant.slug))
+        else:
+            world.registry.set_tenant(tenant.slug, networks=("192.0.2.0/24",))
+        wait_until(lambda: not _lets_in(world, tenant), what="the change in force")
+        slow.send(frame("p", proof))
+        assert slow.read().fields["C"] == "28P01"
 
 
 # Failed logins.

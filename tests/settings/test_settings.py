@@ -62,6 +62,7 @@ def test_variables_of_other_purposes_are_no_settings() -> None:
         ("[listen]\nport = 'many'\n", "listen.port", "configs/pgtenant.toml"),
         ("[pool]\npool_size = 50\nmax_backends = 10\n", "pool_size (50) is above max_backends (10)", "explains"),
         ("[listen]\ntls_mode = 'require'\n", "needs tls_cert and tls_key", "explains"),
+        ("[listen]\ntls_client_crl = 'a.crl'\n", "tls_client_crl needs tls_client_ca", "explains"),
         ("[listen]\nport = '6432'\n", "listen.port", "configs/pgtenant.toml"),
         ("[listen]\nport = true\n", "listen.port", "configs/pgtenant.toml"),
         ("[listen]\ntrust = 1\n", "listen.trust", "configs/pgtenant.toml"),
