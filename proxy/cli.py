@@ -33,6 +33,7 @@ from proxy.wire.options import parse_startup_options
 from registry import Registry, open_registry
 from registry.contract import RegistryUnavailable
 from registry.errors import RegistryError, SecretError
+from registry.location import parse_location
 from registry.secrets import KEYS_VARIABLE, KeyRing
 
 log = structlog.get_logger(__name__)
@@ -151,13 +152,7 @@ def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
     admin_token(settings)
     _check_snapshot(settings)
     unknown = _check_keys(settings)
-    changed = [
-        (f"{section}.{name}", value)
-        for section, values in settings.model_dump(mode="json").items()
-        for name, value in values.items()
-        if value != getattr(getattr(Settings(), section), name)
-        and value != Settings().model_dump(mode="json")[section][name]
-    ]
+    changed = _changed(settings)
     if as_json:
         sys.stdout.write(json.dumps({"ok": True, "changed": dict(changed), "unchecked": unknown}) + "\n")
         return
@@ -170,6 +165,18 @@ def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
     console.print("The settings are fine." if changed else "The settings are fine; all are defaults.")
     for what, why in unknown.items():
         console.print(f"Not checked: {what}, because {escape(why)}.", highlight=False)
+
+
+def _changed(settings: Settings) -> list[tuple[str, object]]:
+    """What differs from the defaults, without secrets.  Raises Invalid for a registry's URL that cannot be read."""
+    defaults, shown = Settings(), settings.model_dump(mode="json")
+    shown["registry"]["url"] = str(parse_location(settings.registry.url.get_secret_value()))
+    return [
+        (f"{section}.{name}", value)
+        for section, values in shown.items()
+        for name, value in values.items()
+        if getattr(getattr(settings, section), name) != getattr(getattr(defaults, section), name)
+    ]
 
 
 def _check_snapshot(settings: Settings) -> None:

@@ -6,6 +6,7 @@ Source: PostgreSQL documentation, `pg_stat_ssl`, `pg_roles` and "Connections and
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import statistics
 import tempfile
@@ -182,6 +183,8 @@ async def _connect(
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT:g} s"
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno).lower()
     return str(error).strip() or type(error).__name__
 
 

@@ -147,7 +147,9 @@ def _post(url: str, token: str) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         text = error.read(MAX_ANSWER).decode("utf-8", "replace").strip()
         fail(f"the node refused ({error.code}): {text or error.reason}", _hint_for(error.code))
-    except (OSError, HTTPException) as error:
+    except HTTPException:
+        fail(f"what answers at {url} does not speak HTTP", "check --http: it is the node's http.port, 6480 by default")
+    except OSError as error:
         fail(f"no node answers at {url}: {getattr(error, 'reason', error)}", "check that it runs, and --http")
     except ValueError:
         fail(f"{url} answered something that is not JSON", "check --http")

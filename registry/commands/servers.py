@@ -301,7 +301,10 @@ def try_out(
         for text in found:
             warn(text)
     if last.problem is not None:
-        fail(f"server {name!r} cannot be used", "check that it runs, its hosts, TLS mode, role and password")
+        fail(
+            f"server {name!r} cannot be used",
+            "check that it runs, its hosts, TLS mode, role, password and the database",
+        )
     if not as_json:
         print_record(
             [

@@ -315,6 +315,8 @@ def test_a_server_that_cannot_be_used_says_why(
     assert "wrong password" not in failed.output
     run("server", "set", "x", "--tls", "require")
     assert "SSL" in run("server", "test", "x", status=1).stderr
+    run("server", "set", "x", "--host", "127.0.0.1:1")
+    assert "127.0.0.1:1: connection refused" in run("server", "test", "x", status=1).stderr
 
 
 class Node(BaseHTTPRequestHandler):

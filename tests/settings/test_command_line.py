@@ -57,3 +57,21 @@ def test_names_with_brackets_are_shown_as_they_are(run: Run) -> None:
     for name in ("[/user]", "[/data]", "[/role]"):
         assert name in output
     assert json.loads(run("route", "explain", "-U", "[/user]", "-d", "acme", "--json")[1])["user"] == "[/user]"
+
+
+def test_a_checked_configuration_shows_where_the_registry_is_without_its_password(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text(
+        '[registry]\nurl = "postgresql://u:sesame@127.0.0.1:1/reg"\n[pool]\npool_size = 7\n'
+    )
+    status, output, _ = run("config", "check", "--config", "node.toml", "--json")
+    assert status == 0
+    assert json.loads(output)["changed"] == {"registry.url": "postgresql://u@127.0.0.1:1/reg", "pool.pool_size": 7}
+    assert "sesame" not in output
+
+
+def test_a_registry_url_that_cannot_be_read_fails_the_check(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text('[registry]\nurl = "postgresql://u:ses/ame@db/reg"\n')
+    status, _, errors = run("config", "check", "--config", "node.toml")
+    assert status == 1
+    assert "error: the registry's URL cannot be read" in errors
+    assert "ame" not in errors.replace("name", "")
