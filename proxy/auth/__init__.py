@@ -15,7 +15,7 @@ from proxy.auth.md5 import md5_hash, md5_response, verify_md5
 from proxy.auth.scram import MECHANISM, MECHANISM_PLUS, NONCE_SIZE
 from proxy.auth.scram_client import ScramClient, choose_mechanism
 from proxy.auth.scram_server import ScramServer
-from proxy.auth.slowdown import Attempt, Slowdown, neighbourhood
+from proxy.auth.slowdown import Attempt, Slowdown
 from proxy.auth.verifiers import (
     DEFAULT_ITERATIONS,
     SALT_SIZE,
@@ -54,7 +54,6 @@ __all__ = [
     "md5_hash",
     "md5_response",
     "mock_verifier",
-    "neighbourhood",
     "server_end_point",
     "verify_cleartext",
     "verify_md5",

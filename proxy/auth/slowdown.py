@@ -6,6 +6,7 @@ guesses waits for a moment at most.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ FREE: Final = 3
 FREE_OF_SITE: Final = 20
 """Failures that all logins of a tenant may have together from one address."""
 
+MAX_NAME_CHARS: Final = 64
+"""Longest name that is kept as it is, which is longer than any that exists; of others only a hash is."""
+
 Site: TypeAlias = tuple[str, str]
 """The tenant as it was spelled, and the address."""
 
@@ -32,11 +36,16 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What failures are counted by: tenant and user as they were spelled, and the address."""
+    """What failures are counted by: tenant and user as they were spelled, and the address; make it with `of`."""
 
     tenant: str
     address: str
     user: str
+
+    @classmethod
+    def of(cls, tenant: str, address: str, user: str) -> Attempt:
+        """An attempt that takes little memory, however long the names are that a stranger has sent."""
+        return cls(_short(tenant), neighbourhood(address), _short(user))
 
     @property
     def site(self) -> Site:
@@ -134,6 +143,12 @@ def _put(table: OrderedDict[K, V], key: K, value: V, limit: int) -> None:
     table.move_to_end(key)
     if len(table) > limit:
         table.popitem(last=False)
+
+
+def _short(name: str) -> str:
+    if len(name) <= MAX_NAME_CHARS:
+        return name
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def neighbourhood(address: str) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 
 import structlog
 
-from proxy.auth import Attempt, Slowdown, neighbourhood
+from proxy.auth import Attempt, Slowdown
 from proxy.errors import CERTIFICATE_OF_ANOTHER, Failure
 from proxy.net.client_authentication import AuthPolicy, Proof, authenticate, is_certified
 from proxy.net.client_handshake import Greeting, channel_of
@@ -51,7 +51,7 @@ class Doorkeeper:
         Raises Failure and PeerGone, as `authenticate` does.
         """
         user = resolution.selectors.user
-        attempt = Attempt(resolution.spelled, neighbourhood(host), resolution.survey.reading.user)
+        attempt = Attempt.of(resolution.spelled, host, resolution.survey.reading.user)
         try:
             proof = await authenticate(
                 io, user, resolution, self._policy, channel_of(greeting), partial(self._turns.turn, attempt)

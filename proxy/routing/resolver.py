@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from proxy.auth import ScramVerifier, VerifierError, mock_verifier
@@ -240,6 +241,10 @@ class Resolver:
         login, route = resolution.login, resolution.route
         if login is None or route is None:
             return True
+        if self.cache.live:
+            # Of a tenant that has no clients yet a change has only been noted so far.
+            with suppress(RegistryUnavailable):
+                await self.lookups.refresh(route.tenant_id)
         if not allows(self.current(route.tenant_id) or route, address):
             return False
         answer = await self.lookups.login(login.user, route.tenant_id)

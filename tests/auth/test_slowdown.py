@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.auth import Attempt, Slowdown, neighbourhood
-from proxy.auth.slowdown import FREE_OF_SITE
+from proxy.auth import Attempt, Slowdown
+from proxy.auth.slowdown import FREE_OF_SITE, neighbourhood
 
 HERE, ELSEWHERE = Attempt("acme", "10.0.0.1", "app"), Attempt("acme", "10.0.0.2", "app")
 COLLEAGUE = replace(HERE, user="ann")
@@ -105,6 +105,14 @@ def test_the_table_is_bounded() -> None:
     assert len(table) == 9
     assert table.delay(Attempt("acme", "10.0.0.9", "app"), 0.0) > 0
     assert table.delay(Attempt("acme", "10.0.0.0", "app"), 0.0) == 0.0
+
+
+def test_long_names_are_told_apart_and_take_little_memory() -> None:
+    one, other = (Attempt.of("t" * 9000, "10.0.0.1", "u" * 9000 + end) for end in ("a", "\udcff"))
+    assert one != other
+    assert one == Attempt.of("t" * 9000, "10.0.0.1", "u" * 9000 + "a")
+    assert len(one.tenant) + len(one.user) == 128
+    assert Attempt.of("acme", "::ffff:10.0.0.1", "app") == HERE
 
 
 @pytest.mark.parametrize(

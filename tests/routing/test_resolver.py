@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
@@ -350,11 +351,14 @@ async def test_a_proof_counts_for_nothing_once_its_address_is_none_of_the_tenant
     registry: FakeRegistry, build: Build
 ) -> None:
     there = build()
+    following = asyncio.create_task(there.follow())
+    await eventually(lambda: there.status().live, what="the feed followed")
     found = await there.resolve(Selectors("app", "acme"), "192.0.2.1")
     assert found.route is not None
-    there.watch(found.route)
-    there.apply_change(registry.put(replace(found.route, networks=(ip_network("10.0.0.0/8"),))))
-    await eventually(lambda: there.current(1) != found.route, what="the change known")
+    assert await there.confirm(found, "192.0.2.1")
+    change = registry.put(replace(found.route, networks=(ip_network("10.0.0.0/8"),)))
+    await eventually(lambda: there.status().version == change.version, what="the change noted")
     assert not await there.confirm(found, "192.0.2.1")
     assert await there.confirm(found, "10.0.0.1")
+    following.cancel()
     await there.close()
