@@ -8,6 +8,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
 
@@ -214,10 +215,7 @@ class Node:
 
     async def reload_for_http(self) -> dict[str, object]:
         """Reload because somebody with the token asked for it; raises ReloadFailed."""
-        try:
-            return {"registry_version": await self.reload()}
-        except (RegistryUnavailable, TlsConfigError) as error:
-            raise ReloadFailed(str(error)) from None
+        return {"registry_version": await self.reload_and_log()}
 
     def readiness(self) -> list[Check]:
         """Whether this node should get clients.  A registry that is down does not make it useless: it remembers."""
@@ -229,14 +227,20 @@ class Node:
             Check("keys", not self.secrets.problem, self.secrets.problem),
         ]
 
-    async def reload_and_log(self) -> None:
-        """Reload on a signal, where there is nobody to tell but the log."""
+    async def reload_and_log(self) -> int:
+        """Reload, and say in the log how it went; returns the registry's version.  Raises ReloadFailed."""
         try:
             version = await self.reload()
         except (RegistryUnavailable, TlsConfigError) as error:
             log.error("reload failed, what was in force stays in force", reason=str(error))
-        else:
-            log.info("reloaded", registry_version=version)
+            raise ReloadFailed(str(error)) from None
+        log.info("reloaded", registry_version=version)
+        return version
+
+    async def reload_on_signal(self) -> None:
+        """Reload where there is nobody to tell but the log."""
+        with suppress(ReloadFailed):
+            await self.reload_and_log()
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, let transactions finish for up to `grace` seconds or until `grace_over`, close."""
@@ -428,7 +432,7 @@ async def serve(node: Node, *, on_ready: Callable[[Node], None]) -> None:
         await node.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: node.spawn(node.reload_and_log()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: node.spawn(node.reload_on_signal()))
         on_ready(node)
         await stopping.wait()
         grace = node.settings.shutdown.grace

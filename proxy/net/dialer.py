@@ -26,6 +26,9 @@ from registry.contract import Credentials, ServerInfo
 
 log = structlog.get_logger(__name__)
 
+STARTING_UP: Final = "57P03"
+RETRY_STARTING: Final = 1.0
+"""Seconds after which a server that answers that it is starting is asked again at the latest."""
 CANCELS_PER_BACKEND: Final = 2
 """Cancel requests of clients for one backend at once; a second one may come for the next request of the same client."""
 
@@ -209,11 +212,21 @@ class Dialer:
             role=entry.pool.role,
             pid=ready.pid,
         )
+        if entry.server.failures or entry.pool.failures:
+            log.info(
+                "backends can be opened again",
+                tenant=entry.pool.tenant.slug,
+                server=entry.server.name,
+                role=entry.pool.role,
+                failures=max(entry.server.failures, entry.pool.failures),
+            )
         self._hub.backend_ready(link)
 
     def _failed(self, entry: BackendEntry, failure: BackendOpenFailed) -> None:
         failures = entry.server.failures if failure.whole_server else entry.pool.failures
         pause = min(self._settings.retry_most, self._settings.retry_first * 2.0 ** min(failures, 16))
+        if failure.sqlstate == STARTING_UP:
+            pause = min(pause, RETRY_STARTING)
         pause *= 0.5 + self._chance.random() / 2
         log.warning(
             "backend could not be opened",

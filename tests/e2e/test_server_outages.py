@@ -112,6 +112,8 @@ def test_a_server_that_is_stopped_and_started(
         wait_until(lambda: ask(idle) is None, seconds=BACK_IN_SERVICE, what="the idle client served again")
         assert idle.execute("select count(*) from mine where note = 'dirty'").fetchone() == (0,)
     world.wait_for_rest(tenant)
+    told = [line for line in world.proxy.logs().splitlines() if "backends can be opened again" in line]
+    assert sum(f'"{tenant.slug}"' in line for line in told) == 1
 
 
 def test_a_crash_of_one_backend_restarts_the_server_and_service_resumes(
