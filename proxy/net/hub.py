@@ -74,7 +74,7 @@ MAIL_STATUS_CHANGED: Final = 7
 MAIL_CLOSED: Final = 8
 MAIL_SEATED: Final = 9
 MAIL_PINNED: Final = 10
-
+MAIL_REFUSED: Final = 11
 
 SETTLE_TIME: Final = 30.0
 """Seconds that a server has for a statement of the proxy's own while no client waits with it: DISCARD ALL, settings."""
@@ -186,6 +186,8 @@ class Hub(Effects, LinkHost):
                     owner.finish(error_response(failure), failure.spec.name, self.selector.now + FAREWELL_TIME)
                 else:
                     owner.refused(error_response(failure))
+                    if reason != REFUSED_SERVER_DOWN:
+                        self.post(MAIL_REFUSED, (owner, failure))
             except Exception as error:  # noqa: BLE001 - as in `grant`
                 owner.contain(error)
         elif isinstance(owner, Probe):

@@ -9,9 +9,10 @@ from typing import Any
 
 import structlog
 
+from proxy.errors import Failure
 from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer
-from proxy.net.front_door import FrontDoor
+from proxy.net.front_door import ClientInfo, FrontDoor
 from proxy.net.hub import (
     MAIL_BACKEND_GONE,
     MAIL_CANCEL,
@@ -21,6 +22,7 @@ from proxy.net.hub import (
     MAIL_OPEN,
     MAIL_PINNED,
     MAIL_PROBED,
+    MAIL_REFUSED,
     MAIL_SEATED,
     MAIL_STATUS_CHANGED,
     Hub,
@@ -111,6 +113,9 @@ class Mailroom:
         elif mail.kind == MAIL_PINNED:
             assert isinstance(subject, ClientLink)
             self._door.client_pinned(subject, mail.text)
+        elif mail.kind == MAIL_REFUSED:
+            assert isinstance(subject, tuple)
+            _tell_refused(*subject)
         elif mail.kind == MAIL_ERROR:
             log.error("internal error contained", traceback=mail.text)
         elif mail.kind in (MAIL_BACKEND_GONE, MAIL_CLOSED):
@@ -128,3 +133,17 @@ class Mailroom:
             role=entry.pool.role,
             reason=entry.close_reason,
         )
+
+
+def _tell_refused(client: ClientLink, failure: Failure) -> None:
+    """Say that a client that stays was told that there is no backend for its request."""
+    info = client.info
+    assert isinstance(info, ClientInfo)
+    log.warning(
+        "request refused",
+        tenant=client.pool.tenant.slug,
+        user=info.user,
+        address=info.address,
+        error=failure.spec.name,
+        reason=failure.message,
+    )

@@ -28,6 +28,7 @@ LIMITED_EVENTS: Final = frozenset(
         "client connected",
         "client disconnected",
         "client pinned",
+        "request refused",
         "login slowed",
         "login refused unseen, too many wait",
         "the tenant's clients may not come from this address",

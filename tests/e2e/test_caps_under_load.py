@@ -159,6 +159,8 @@ def test_a_full_pool_makes_clients_wait_and_says_why_when_that_takes_too_long(wo
         assert "safe to try again" in str(caught.value.diag.message_hint)
         holder.rollback()
         assert waiting.execute("select 2").fetchone() == (2,), "the connection is still usable"
+    refusals = [line for line in world.proxy.logs().splitlines() if "request refused" in line]
+    assert ["queue_timeout" in line for line in refusals if f'"{tenant.slug}"' in line] == [True]
 
 
 def test_a_pool_full_of_pinned_clients_says_so_in_the_hint(world: World, pg18: ServerFacts) -> None:
