@@ -149,6 +149,7 @@ def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
     settings = load_settings(config)
     wiring.rules_of(settings)
     wiring.client_tls(settings)
+    wiring.console_rules(settings)
     admin_token(settings)
     _check_snapshot(settings)
     unknown = _check_keys(settings)

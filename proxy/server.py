@@ -14,6 +14,8 @@ from typing import Any, Final, cast
 
 import structlog
 
+from proxy.admin.console import Console
+from proxy.admin.node import NodeView
 from proxy.auth import ClientKeys
 from proxy.errors import SHUTTING_DOWN, TERMINATED, Failure
 from proxy.net.auth_query import AskSettings, AuthQueries
@@ -41,9 +43,10 @@ from proxy.routing.server_logins import ServerLogins
 from proxy.routing.snapshot import Sealer, SnapshotFile, SnapshotKeeper
 from proxy.routing.verdict import state_failure
 from proxy.settings import Settings
-from proxy.version import build_info
+from proxy.version import BuildInfo, build_info
 from proxy.wiring import (
     client_tls,
+    console_rules,
     defaults_of,
     dial_settings,
     door_settings,
@@ -159,15 +162,18 @@ class Node:
             self.keeper = SnapshotKeeper(self.resolver, file)
         self.secrets = SecretsCheck(inspect_secrets, timeout=settings.routing.lookup_timeout)
         self.http: HttpEndpoint | None = None
+        build = build_info()
         self.metrics = NodeMetrics(
             self.ledger,
             self.tenancy,
             self.door,
             self.hub,
             routing=self.resolver.status,
-            build=build_info(),
+            build=build,
             snapshot_failures=lambda: 0 if self.keeper is None else self.keeper.failures,
         )
+        self.console = self._make_console(build)
+        self.door.console = self.console
         self.grace_over = False
         self.remembers = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -251,6 +257,8 @@ class Node:
         for client in list(self.door.clients.values()):
             self.hub.terminate(client, Failure(SHUTTING_DOWN))
         await self._close_backends()
+        if self.console is not None:
+            await self.console.close()
         await self.door.close()
         await self._cancel_tasks()
         if self.keeper is not None:
@@ -260,6 +268,25 @@ class Node:
         self.mailroom.close()
         await self.resolver.close()
         self.auth_queries.close()
+
+    def _make_console(self, build: BuildInfo) -> Console | None:
+        rules = console_rules(self.settings)
+        if rules is None:
+            return None
+        view = NodeView(
+            self.settings,
+            build,
+            self.door.clients,
+            self.ledger,
+            self.tenancy,
+            self.resolver,
+            readiness=self.readiness,
+            reload=self.reload,
+            clock=self.clock,
+            wall=time.time,
+            started=self.clock(),
+        )
+        return Console(rules, view)
 
     async def _start_http(self) -> None:
         """Serve HTTP; raises ListenError."""

@@ -32,6 +32,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 # Models are strict, so that a string is no number and a number no switch; these are written as strings and lists.
 File = Annotated[Path, Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+Verifiers = dict[Annotated[str, Field(min_length=1, max_length=63)], SecretStr]
 
 
 class SettingsError(Exception):
@@ -135,6 +136,31 @@ class HttpSettings(_Section):
         description="Bearer token that POST /reload asks for; without one it is refused. Prefer admin_token_file.",
     )
     admin_token_file: File | None = Field(default=None, description="File whose first line is the admin token.")
+
+
+class ConsoleSettings(_Section):
+    """The console: SHOW with any PostgreSQL client; off while it has no users."""
+
+    database: str = Field(
+        default="pgtenant",
+        min_length=1,
+        max_length=63,
+        description="Database name that its users connect to, on the port of all clients; no tenant may be called so.",
+    )
+    admins: Verifiers = Field(
+        default={},
+        description="Users who may look and RELOAD, each with a verifier as `pgtenant secrets verifier` prints it: "
+        '{ ann = "SCRAM-SHA-256$..." }.',
+    )
+    stats: Verifiers = Field(default={}, description="Users who may only look, in the same way.")
+    max_sessions: Count = Field(default=16, description="Sessions at once; they do not count as clients.")
+
+    @model_validator(mode="after")
+    def _users_are_distinct(self) -> ConsoleSettings:
+        both = sorted(self.admins.keys() & self.stats.keys())
+        if both:
+            raise ValueError(f'user "{both[0]}" is both among admins and among stats')
+        return self
 
 
 class PoolSettings(_Section):
@@ -339,6 +365,7 @@ class Settings(_Section):
 
     listen: ListenSettings = ListenSettings()
     http: HttpSettings = HttpSettings()
+    console: ConsoleSettings = ConsoleSettings()
     auth: AuthSettings = AuthSettings()
     pool: PoolSettings = PoolSettings()
     routing: RoutingSettings = RoutingSettings()
@@ -418,7 +445,10 @@ def _from_environment(env: Mapping[str, str]) -> dict[Setting, str]:
 
 
 def _parsed(setting: Setting, text: str) -> object:
-    """Read a variable as its setting's kind of value, lists with commas; what is no such value is refused later."""
+    """Read a variable as its setting's kind of value, lists with commas; what is no such value is refused later.
+
+    Tables are lists of `name=value`.
+    """
     section, name = setting
     field = _model_of(section).model_fields.get(name)
     if field is None:
@@ -426,6 +456,9 @@ def _parsed(setting: Setting, text: str) -> object:
     default = field.default
     if isinstance(default, tuple):
         return [part.strip() for part in text.split(",") if part.strip()]
+    if isinstance(default, dict):
+        pairs = (part.partition("=") for part in text.split(",") if part.strip())
+        return {key.strip(): value.strip() for key, _, value in pairs}
     if not isinstance(default, int | float):
         return text
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from proxy.auth import Slowdown
+from proxy.admin.console import ConsoleRules, ConsoleUser, Right
+from proxy.auth import ScramVerifier, Slowdown, VerifierError
 from proxy.net.client_handshake import AuthPolicy, GreetPolicy
 from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode
 from proxy.net.dialer import DialSettings
@@ -78,6 +79,22 @@ def server_login_limits(settings: Settings) -> ServerLoginLimits:
     """How long and how many verifiers of servers are remembered."""
     auth = settings.auth
     return ServerLoginLimits(auth.verifier_ttl, auth.unknown_ttl, auth.cached_verifiers)
+
+
+def console_rules(settings: Settings) -> ConsoleRules | None:
+    """Who may use the console, None where it is off; raises SettingsError for what is no verifier."""
+    console = settings.console
+    users: dict[str, ConsoleUser] = {}
+    for right, setting, verifiers in ((Right.ORDER, "admins", console.admins), (Right.LOOK, "stats", console.stats)):
+        for name, verifier in verifiers.items():
+            try:
+                users[name] = ConsoleUser(name, right, ScramVerifier.parse(verifier.get_secret_value()))
+            except VerifierError as error:
+                raise SettingsError(
+                    f"console.{setting}.{name}: {error}",
+                    "`pgtenant secrets verifier` makes one from a password; the password itself is not kept anywhere.",
+                ) from None
+    return ConsoleRules(console.database, users, console.max_sessions) if users else None
 
 
 def defaults_of(settings: Settings) -> Defaults:

@@ -13,7 +13,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Final
 
-from proxy.errors import connecting, ending, limiting, naming, waiting
+from proxy.errors import connecting, console, ending, limiting, naming, waiting
 from proxy.errors.connecting import (
     CERTIFICATE_OF_ANOTHER,
     CERTIFICATE_REQUIRED,
@@ -26,6 +26,16 @@ from proxy.errors.connecting import (
     REPLICATION_REFUSED,
     TLS_REQUIRED,
     UNSUPPORTED_PROTOCOL,
+)
+from proxy.errors.console import (
+    CONSOLE_FULL,
+    CONSOLE_NO_PORTAL,
+    CONSOLE_NO_STATEMENT,
+    CONSOLE_READ_ONLY,
+    CONSOLE_TOO_MANY_NAMES,
+    CONSOLE_UNKNOWN_COMMAND,
+    CONSOLE_UNSUPPORTED,
+    RELOAD_FAILED,
 )
 from proxy.errors.ending import (
     BACKEND_LOST,
@@ -69,7 +79,10 @@ from proxy.errors.waiting import (
 )
 
 ERRORS: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
-    {spec.name: spec for spec in chain(connecting.SPECS, naming.SPECS, limiting.SPECS, waiting.SPECS, ending.SPECS)}
+    {
+        spec.name: spec
+        for spec in chain(connecting.SPECS, naming.SPECS, limiting.SPECS, waiting.SPECS, ending.SPECS, console.SPECS)
+    }
 )
 
 __all__ = [
@@ -81,6 +94,13 @@ __all__ = [
     "CHANNEL_BINDING_FAILED",
     "CLEARTEXT_FORBIDDEN",
     "CLIENT_IDLE_TIMEOUT",
+    "CONSOLE_FULL",
+    "CONSOLE_NO_PORTAL",
+    "CONSOLE_NO_STATEMENT",
+    "CONSOLE_READ_ONLY",
+    "CONSOLE_TOO_MANY_NAMES",
+    "CONSOLE_UNKNOWN_COMMAND",
+    "CONSOLE_UNSUPPORTED",
     "CONTRADICTORY_SELECTORS",
     "ERRORS",
     "IDLE_TRANSACTION_TIMEOUT",
@@ -98,6 +118,7 @@ __all__ = [
     "QUERY_TIMEOUT",
     "QUEUE_TIMEOUT",
     "REGISTRY_DOWN",
+    "RELOAD_FAILED",
     "REPLICATION_REFUSED",
     "RESULT_TYPE_CHANGED",
     "SERVER_DOWN",

@@ -28,7 +28,7 @@ from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, FLAG_OBSOLETE, PoolLedger, Waiter
 from proxy.session.desk import NEED_COPY, NEED_ERROR, NEED_NOTHING
 from proxy.session.parameters import ParameterSet
-from proxy.session.pins import PINS_DIRTY, POLICY_REJECT, pin_names
+from proxy.session.pins import PIN_SET, PINS_DIRTY, POLICY_REJECT, pin_names
 from proxy.session.relay import FOUND_NOTHING, FOUND_TERMINATE, FrontState
 from proxy.wire.framing import F_TERMINATE
 
@@ -139,7 +139,8 @@ class ClientLink(Stream):
     def pin_names(self) -> tuple[str, ...]:
         """Name the reasons for which this client keeps its backend now."""
         backend = self.backend
-        return pin_names(self.front.pins | (0 if backend is None else backend.state.pins))
+        # There, PIN_SET is a mark: a SET that is still to be read, and then most often follows its client.
+        return pin_names(self.front.pins | (0 if backend is None else backend.state.pins & ~PIN_SET))
 
     def switch_refused(self, message: bytes) -> None:
         """The server has refused this client's settings, and is closed: try another once, the fault may be its own."""

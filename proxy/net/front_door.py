@@ -48,6 +48,7 @@ from proxy.net.pipe_link import PipeClient
 from proxy.net.probe import Probe
 from proxy.net.real_address import HeaderRefused, ProxyPolicy, real_address
 from proxy.net.replication import ReplicationDesk, check_access, check_backend
+from proxy.net.side_door import Console, Guest, is_meant, resolve_aside
 from proxy.net.statuses import StatusCache, encode_statuses
 from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
 from proxy.pool.pool import NEVER
@@ -130,7 +131,8 @@ class SettingsRefused(Exception):
 class FrontDoor:
     """Logs clients in.
 
-    `clients` are the linked ones by the process id of their cancel key.
+    `clients` are the linked ones by the process id of their cancel key.  `console` may be set before the first one
+    comes; its users are none of them, and get in when the node has all the clients that it may have.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class FrontDoor:
         self._statements = StatementTable()
         self._promised: set[int] = set()
         self.clients: dict[int, ClientLink] = {}
+        self.console: Console | None = None
         self.refused: dict[str, int] = {}
         self.logins = 0
         self.internal_errors = 0
@@ -248,18 +251,45 @@ class FrontDoor:
         assert startup is not None
         if self.stopping:
             raise Failure(NODE_STOPPING)
-        if len(self.clients) >= self._settings.max_clients:
-            raise Failure(TOO_MANY_CLIENTS, limit=self._settings.max_clients)
         selectors = selectors_from_startup(startup, greeting.sni, self._resolver.rules)
         visit.user = selectors.user
-        resolution = await self._resolver.resolve(selectors, visit.host)
+        if is_meant(self.console, selectors, greeting):
+            resolution = await resolve_aside(self.console, self._resolver, selectors, visit.host)
+        else:
+            self._check_room()
+            resolution = await self._resolver.resolve(selectors, visit.host)
         visit.tenant = resolution.route.slug if resolution.route is not None else None
         proof = await self._keeper.prove(io, greeting, resolution, visit.host)
+        if is_meant(self.console, selectors, greeting) and self.console.verifier(selectors.user) is not None:
+            await self._send_aside(self.console, io, greeting, resolution, visit, proof)
+            return
+        self._check_room()
         if resolution.failure is not None:
             raise resolution.failure
         _keep_to_own_limit(visit, resolution)
         self._keeper.check_owner(greeting, resolution)
         await self._admit(io, greeting, resolution, visit, proof)
+
+    def _check_room(self) -> None:
+        if len(self.clients) >= self._settings.max_clients:
+            raise Failure(TOO_MANY_CLIENTS, limit=self._settings.max_clients)
+
+    async def _send_aside(
+        self,
+        console: Console,
+        io: HandshakeSocket,
+        greeting: Greeting,
+        resolution: Resolution,
+        visit: Visit,
+        proof: Proof,
+    ) -> None:
+        """Send somebody to the console who has proved to be one of its users."""
+        self._keeper.check_owner(greeting, resolution)
+        pid, key = self._new_key(greeting.minor)
+        try:
+            await console.receive(Guest(io, greeting, resolution, proof, visit.address, visit.started, pid, key))
+        finally:
+            self._promised.discard(pid)
 
     async def _admit(
         self,

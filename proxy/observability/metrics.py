@@ -146,6 +146,11 @@ class NodeMetrics:
         yield pins
         yield _counter("pgtenant_logins", "Logins completed.", self._door.logins)
         yield _counter("pgtenant_logins_slowed", "Logins that waited because of earlier failures.", self._door.slowed)
+        console = self._door.console
+        yield _counter("pgtenant_console_logins", "Logins to the console.", 0 if console is None else console.logins)
+        yield _gauge(
+            "pgtenant_console_sessions", "Sessions of the console.", 0 if console is None else console.sessions
+        )
         yield _counter("pgtenant_verifier_questions", "Verifiers that servers were asked for.", status.asked_servers)
         yield _counter(
             "pgtenant_verifier_questions_failed",

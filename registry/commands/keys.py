@@ -7,17 +7,28 @@ from typing import Annotated
 
 import typer
 
-from registry.commands.options import ConfigOption, JsonOption, RegistryOption
+from registry.commands.options import (
+    ConfigOption,
+    JsonOption,
+    PasswordEnv,
+    PasswordFile,
+    PasswordStdin,
+    RegistryOption,
+    read_secret,
+)
 from registry.commands.output import ask, explained, note, print_json
 from registry.secrets import KEYS_VARIABLE
 from registry.secrets import generate_key as make_key
+from registry.service import new_password
+from registry.verifiers import SALT_SIZE, build_verifier, check_password
 
 
 def register(app: typer.Typer) -> None:
     """Mount the group."""
-    group = typer.Typer(no_args_is_help=True, help="The keys that seal passwords in the registry.")
+    group = typer.Typer(no_args_is_help=True, help="The keys that seal passwords in the registry, and verifiers.")
     group.command("generate-key")(generate_key)
     group.command("rotate")(rotate)
+    group.command("verifier")(verifier)
     app.add_typer(group, name="secrets")
 
 
@@ -50,3 +61,28 @@ def rotate(registry: RegistryOption = None, config: ConfigOption = None, *, as_j
         print_json({"sealed_anew": done, "secrets": total})
     else:
         note(f"sealed {done} of {total} secrets anew" if done else f"all {total} secrets have the first key already")
+
+
+def verifier(
+    password_file: PasswordFile = None,
+    password_env: PasswordEnv = None,
+    *,
+    password_stdin: PasswordStdin = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the SCRAM verifier of a password, for `console.admins` and `console.stats`.  Nothing is kept.
+
+    Without a password one is made and printed too.
+
+    pgtenant secrets verifier --password-stdin
+    """
+    with explained():
+        given = read_secret("password", file=password_file, variable=password_env, stdin=password_stdin)
+        password = given or new_password()
+        made = build_verifier(check_password(password.reveal()), secrets.token_bytes(SALT_SIZE))
+    if as_json:
+        print_json({"verifier": made} if given else {"verifier": made, "password": password.reveal()})
+        return
+    if given is None:
+        note(f"password, which is not shown again: {password.reveal()}")
+    typer.echo(made)

@@ -36,6 +36,7 @@ class Door:
         self.refused = {"invalid_password": 2}
         self.logins = 5
         self.slowed = 1
+        self.console = None
         self.internal_errors = 0
 
 

@@ -1,0 +1,1 @@
+"""The SQL console: what operators ask a node with any PostgreSQL client."""
