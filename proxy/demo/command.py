@@ -73,8 +73,8 @@ def register(app: typer.Typer) -> None:
         """Try pgtenant: two PostgreSQL servers, four tenants and the proxy, until Ctrl-C.
 
         Everything lives in a temporary directory and is gone afterwards.  COMMAND finds the proxy in PGTENANT_PORT,
-        PGTENANT_HTTP_URL and PGTENANT_ADMIN_TOKEN, each tenant's connection URL in ACME_URL, GLOBEX_URL,
-        INITECH_URL and UMBRELLA_URL, and `psql`, `pgbench` and `pgtenant` on its PATH:
+        PGTENANT_HTTP_URL, PGTENANT_CONSOLE_URL and PGTENANT_ADMIN_TOKEN, each tenant's connection URL in ACME_URL,
+        GLOBEX_URL, INITECH_URL and UMBRELLA_URL, and `psql`, `pgbench` and `pgtenant` on its PATH:
 
         pgtenant demo --run 'psql "$ACME_URL" -c "select * from best_sellers"'
         """
@@ -134,6 +134,8 @@ def _introduce(stage: Stage, console: Console, seconds: float) -> None:
     console.print("[bold]One tenant, one line[/] (each reaches a database of its own):")
     for tenant in stage.tenants:
         console.print(f"  {where} '{stage.url(tenant)}'", soft_wrap=True, markup=False)
+    console.print("\n[bold]The console[/] (SHOW HELP lists what it knows):")
+    console.print(f"  {where} '{stage.console_url}' -c 'show clients'", soft_wrap=True, markup=False)
     console.print(f"\n[bold]Metrics[/]  {stage.node.http_url}/metrics   [bold]health[/]  {stage.node.http_url}/readyz")
     console.print(f"[bold]Log[/]      {escape(str(stage.node.log_file))}", soft_wrap=True)
     console.print("\n[bold]What to try next[/], in another terminal:")
@@ -141,6 +143,7 @@ def _introduce(stage: Stage, console: Console, seconds: float) -> None:
         f". {shlex.quote(str(stage.environment_file))}",
         'psql "$ACME_URL" -c "select * from best_sellers"',
         'psql "$GLOBEX_URL" -c "select version()"',
+        'psql "$PGTENANT_CONSOLE_URL" -c "show pools"',
         "pgtenant tenant list",
         "pgtenant route explain --user app --database acme",
         "pgtenant tenant suspend initech",

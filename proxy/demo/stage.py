@@ -23,9 +23,12 @@ from proxy.demo.install import EmbeddedError
 from proxy.demo.node import NodeProcess
 from proxy.demo.ports import free_port, is_free
 from proxy.demo.shop import SHOPS, creation_script, seed_script
+from registry.verifiers import SALT_SIZE, build_verifier
 
 HOST = "127.0.0.1"
 LOGIN = "app"
+CONSOLE = "pgtenant"
+CONSOLE_USER = "admin"
 PASSWORD_BYTES = 12
 SHUTDOWN_GRACE = 2
 
@@ -49,6 +52,7 @@ class Stage:
                 f"--port and --http-port are both {self.port}", "give them different ports, or leave one out"
             )
         self.admin_token = secrets.token_urlsafe(24)
+        self._console_password = secrets.token_urlsafe(PASSWORD_BYTES)
         self.tenants = tuple(
             DemoTenant(shop, secrets.token_urlsafe(PASSWORD_BYTES), secrets.token_urlsafe(PASSWORD_BYTES))
             for shop in SHOPS
@@ -81,6 +85,11 @@ class Stage:
         """The DATABASE_URL of a tenant's application, password included."""
         return f"postgresql://{LOGIN}:{quote(tenant.password, safe='')}@{HOST}:{self.port}/{tenant.shop.slug}"
 
+    @property
+    def console_url(self) -> str:
+        """The way to the proxy's console, password included."""
+        return f"postgresql://{CONSOLE_USER}:{quote(self._console_password, safe='')}@{HOST}:{self.port}/{CONSOLE}"
+
     def environment(self) -> dict[str, str]:
         """The variables that lead a program to this demonstration; they contain its secrets."""
         return {
@@ -89,6 +98,7 @@ class Stage:
             "PGTENANT_PORT": str(self.port),
             "PGTENANT_HTTP_URL": self.node.http_url,
             "PGTENANT_ADMIN_TOKEN": self.admin_token,
+            "PGTENANT_CONSOLE_URL": self.console_url,
             **{f"{tenant.shop.slug.upper()}_URL": self.url(tenant) for tenant in self.tenants},
         }
 
@@ -143,6 +153,7 @@ class Stage:
         config: Mapping[str, Mapping[str, Any]] = {
             "listen": {"host": HOST, "port": self.port},
             "http": {"host": HOST, "port": self.http_port, "admin_token": self.admin_token},
+            "console": {"database": CONSOLE, "admins": {CONSOLE_USER: self._console_verifier()}},
             "registry": {"url": self._registry_environment()["PGTENANT_REGISTRY"]},
             "shutdown": {"grace": SHUTDOWN_GRACE},
         }
@@ -151,6 +162,9 @@ class Stage:
         self._node = NodeProcess(config, directory=directory, env=env, remove=(directory,))
         stack.callback(self._node.stop)
         self._node.start()
+
+    def _console_verifier(self) -> str:
+        return build_verifier(self._console_password, secrets.token_bytes(SALT_SIZE))
 
     def _registry_environment(self) -> dict[str, str]:
         if self._registry is None:

@@ -73,6 +73,7 @@ def test_command_reaches_every_tenant_and_finds_programs_registry_and_token(envi
             *(f'{query} "${slug.upper()}_URL"' for slug in SLUGS),
             "echo $PGTENANT_PORT $PGTENANT_HTTP_URL",
             'test -n "$PGTENANT_ADMIN_TOKEN"',
+            'psql -XAtc "show version" "$PGTENANT_CONSOLE_URL"',
             "pgbench --version",
             "command -v python",
             "python -P -m proxy tenant list --json",
@@ -85,9 +86,10 @@ def test_command_reaches_every_tenant_and_finds_programs_registry_and_token(envi
     port, url = lines[4].split()
     assert url.startswith("http://127.0.0.1:")
     assert is_free(int(port))
-    assert lines[5].startswith("pgbench (PostgreSQL) 18")
-    assert Path(lines[6]).parent == Path(sys.executable).parent
-    assert [tenant["slug"] for tenant in json.loads("".join(lines[7:]))] == SLUGS
+    assert lines[5].startswith("pgtenant ")
+    assert lines[6].startswith("pgbench (PostgreSQL) 18")
+    assert Path(lines[7]).parent == Path(sys.executable).parent
+    assert [tenant["slug"] for tenant in json.loads("".join(lines[8:]))] == SLUGS
     assert ran.returncode == 7
 
 
@@ -123,7 +125,9 @@ def test_printed_line_connects_and_ctrl_c_ends_it_all(environment: dict[str, str
             assert line, f"the demo ended: {lines}"
             lines.append(line.strip())
         urls = [line.split("'")[1] for line in lines if "psql" in line and "postgresql://" in line]
-        assert [url.rpartition("/")[2] for url in urls] == SLUGS
+        assert [url.rpartition("/")[2] for url in urls] == [*SLUGS, "pgtenant"]
+        console = next(line for line in lines if "show clients" in line)
+        assert "pool_mode" in subprocess.check_output(f"{console} -X", shell=True, env=environment, text=True)
         psql = next(line for line in lines if "acme" in line)
         output = subprocess.check_output(
             f"{psql} -XAtc 'select name from shop'", shell=True, env=environment, text=True
