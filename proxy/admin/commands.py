@@ -171,64 +171,64 @@ def split(text: str) -> list[list[Token]]:
 
 
 def _command(tokens: Sequence[Token]) -> Command:
-    first, *rest = tokens
+    first = tokens[0]
     word = "" if first.quoted else first.text.upper()
-    if word == "SHOW" and rest:
-        return _show(rest)
-    if word in ORDERS:
-        order = ORDERS[word]
-        return Do(order, _arguments(rest, order.parameters, order.required, order.usage))
-    if word == "SELECT":
-        return _select(rest)
-    if word in _BEGINS:
-        return Accepted(_BEGINS[word], Move.BEGIN)
-    if word in _ENDS:
-        return Accepted(_ENDS[word], Move.END)
-    if word in _WITHOUT_EFFECT:
-        return Accepted(_WITHOUT_EFFECT[word])
-    raise _unknown(tokens)
+    found: Command | None = None
+    if word == "SHOW":
+        found = _show(tokens)
+    elif word == "SELECT":
+        found = _select(tokens)
+    elif word in ORDERS:
+        found = Do(ORDERS[word], _arguments(tokens, 1, ORDERS[word]))
+    elif word in _BEGINS:
+        found = Accepted(_BEGINS[word], Move.BEGIN)
+    elif word in _ENDS:
+        found = Accepted(_ENDS[word], Move.END)
+    elif word in _WITHOUT_EFFECT:
+        found = Accepted(_WITHOUT_EFFECT[word])
+    if found is None:
+        raise _unknown(tokens)
+    return found
 
 
-def _show(tokens: Sequence[Token]) -> Command:
-    first, *rest = tokens
-    name = first.text.upper()
+def _show(tokens: Sequence[Token]) -> Command | None:
+    name = tokens[1].text.upper() if len(tokens) > 1 else ""
     topic = TOPICS.get(SYNONYMS.get(name, name))
     if topic is not None:
-        return Show(topic, _arguments(rest, topic.parameters, topic.required, topic.usage))
-    parameter = "_".join(token.text for token in tokens).lower()
+        return Show(topic, _arguments(tokens, 2, topic))
+    parameter = "_".join(token.text for token in tokens[1:]).lower()
     if parameter == "transaction_isolation_level":
         parameter = "transaction_isolation"
+    column = Column(parameter, _TEXT, "")
     if parameter == "server_version":
-        return Constant(Column(parameter, _TEXT, ""), None, "SHOW")
-    if parameter not in ASKED_BY_DRIVERS:
-        raise _unknown([Token("SHOW"), *tokens])
-    return Constant(Column(parameter, _TEXT, ""), ASKED_BY_DRIVERS[parameter], "SHOW")
+        return Constant(column, None, "SHOW")
+    return Constant(column, ASKED_BY_DRIVERS[parameter], "SHOW") if parameter in ASKED_BY_DRIVERS else None
 
 
-def _select(tokens: Sequence[Token]) -> Command:
+def _select(tokens: Sequence[Token]) -> Command | None:
     """What pools ask to see whether a connection is alive, and asyncpg when it resets one."""
-    words = "".join(token.text for token in tokens if not token.quoted).lower()
-    if len(tokens) == 1 and re.fullmatch(r"[0-9]{1,9}", words):
+    words = "".join(token.text for token in tokens[1:] if not token.quoted).lower()
+    if len(tokens) == 2 and re.fullmatch(r"[0-9]{1,9}", words):
         return Constant(Column("?column?", Kind.INT, ""), int(words), "SELECT 1")
     if words in {"version()", "pg_catalog.version()"}:
         return Constant(Column("version", _TEXT, ""), None, "SELECT 1")
     if words == "pg_advisory_unlock_all()":
         return Constant(Column("pg_advisory_unlock_all", _TEXT, ""), "", "SELECT 1")
-    raise _unknown([Token("SELECT"), *tokens])
+    return None
 
 
-def _arguments(tokens: Sequence[Token], parameters: Sequence[str], required: int, usage: str) -> tuple[str, ...]:
-    values = [token for token in tokens if not token.is_word(",")]
+def _arguments(tokens: Sequence[Token], begin: int, taker: Topic | Order) -> tuple[str, ...]:
+    values = [token for token in tokens[begin:] if not token.is_word(",")]
     if any(token.text.startswith("$") and not token.quoted for token in values):
         raise Failure(CONSOLE_UNSUPPORTED, feature="parameters")
-    if not required <= len(values) <= len(parameters) or any(len(token.text) > MAX_ARGUMENT for token in values):
-        raise Failure(CONSOLE_UNKNOWN_COMMAND, command=_shown(tokens), hint=f"It is spelled: {usage}")
+    fits = taker.required <= len(values) <= len(taker.parameters)
+    if not fits or any(len(token.text) > MAX_ARGUMENT for token in values):
+        raise Failure(CONSOLE_UNKNOWN_COMMAND, command=_shown(tokens), hint=f"It is spelled: {taker.usage}")
     return tuple(token.text for token in values)
 
 
 def _unknown(tokens: Sequence[Token]) -> Failure:
-    usages = [*(topic.name for topic in TOPICS.values())]
-    hint = f"SHOW takes one of {', '.join(usages)}; there is also {', '.join(ORDERS)}. SHOW HELP explains them."
+    hint = f"SHOW takes one of {', '.join(TOPICS)}; there is also {', '.join(ORDERS)}. SHOW HELP explains them."
     return Failure(CONSOLE_UNKNOWN_COMMAND, command=_shown(tokens), hint=hint)
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
+from harness.fuzzconsole import console_messages
 from harness.fuzztalks import client_talks, server_talks
 from harness.relaymodel import RelayPair
 from proxy.auth import AuthError, ScramClient, ScramKeys, ScramServer, ScramVerifier, build_verifier, derive_keys
@@ -294,6 +295,7 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
             setting_names,
             registry_names,
             manifest,
+            console_messages,
             client_talks,
             server_talks,
         )

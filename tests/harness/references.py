@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prometheus_client.core import Metric
 
+from proxy.admin.catalogue import ORDERS, TOPICS
 from proxy.errors import ERRORS
 from proxy.settings_reference import settings_reference
 
@@ -39,6 +40,45 @@ summed up over all tenants are exact. A server that no tenant here uses any more
 | metric | type | labels | meaning |
 |---|---|---|---|
 """
+CONSOLE_HEAD = """\
+# The console
+
+`SHOW` with any PostgreSQL client: who is connected, who waits and for what, who keeps a backend and why. Operators
+connect to the port of all clients, with the database name `pgtenant`:
+
+    psql "postgresql://ann@proxy:6432/pgtenant" -c "show clients"
+
+## Who may use it
+
+It is off until it has users. They stand in the settings of the node, each with the SCRAM verifier of a password,
+which `pgtenant secrets verifier` makes; the password itself is kept nowhere.
+
+    [console]
+    admins = { ann = "SCRAM-SHA-256$4096:..." }    # may look, and RELOAD
+    stats = { grafana = "SCRAM-SHA-256$4096:..." } # may only look
+
+- They log in with SCRAM-SHA-256, over TLS with channel binding; `listen.tls_mode`, the PROXY protocol and the slowing
+  of failed logins are the same as for everybody.
+- A user name that is not there, a wrong password and a node without a console meet the same conversation as a tenant
+  that does not exist.
+- The registry refuses `pgtenant` as a tenant's slug or alias. With another name in `console.database`, or where a
+  server has a database of that name, the console takes only connections of its own users; if one of these could have
+  logged in to the tenant, a warning says so, in the log and to the client.
+- Sessions do not count as clients: the console can be reached when the node has all the clients that it may have, and
+  while the registry is down. `console.max_sessions` bounds them. In the log they are `console connected` and `console
+  disconnected`, in [the metrics](metrics.md) `pgtenant_console_logins_total` and `pgtenant_console_sessions`.
+
+## What it understands
+
+The simple and the extended protocol, so that drivers and exporters can use it; no parameters. `BEGIN`, `COMMIT`,
+`ROLLBACK`, `SET`, `RESET`, `DISCARD`, `DEALLOCATE`, `UNLISTEN` and `CLOSE` are accepted and do nothing, because
+drivers say them unasked; `SELECT 1`, `SELECT version()` and `SHOW server_version` are answered. Anything else is an
+error that names the commands. Names may be quoted; commands may be in lower case, and several in one text.
+
+Tables are made while they are sent, a slice at a time: what has gone meanwhile is left out, and the relay is not held
+up. Where PgBouncer's console has the same thing, it has the same name. Times are in UTC.
+
+"""
 
 
 def errors_page() -> str:
@@ -49,6 +89,16 @@ def errors_page() -> str:
         for spec in ERRORS.values()
     ]
     return ERRORS_HEAD + "\n".join(rows) + "\n"
+
+
+def console_page() -> str:
+    """The text of docs/console.md."""
+    parts = [CONSOLE_HEAD]
+    parts += [f"## {order.usage}\n\n{order.meaning}\n\n" for order in ORDERS.values()]
+    for topic in TOPICS.values():
+        rows = "".join(f"| `{column.name}` | {_cell(column.meaning)} |\n" for column in topic.columns)
+        parts.append(f"## {topic.usage}\n\n{topic.meaning}\n\n| column | meaning |\n|---|---|\n{rows}\n")
+    return "".join(parts).rstrip() + "\n"
 
 
 def metrics_page(families: Iterable[Metric]) -> str:
@@ -70,6 +120,7 @@ def main() -> None:
     from harness.metricsworld import busy_metrics  # noqa: PLC0415 - only the writer needs a world
 
     (ROOT / "docs" / "errors.md").write_text(errors_page())
+    (ROOT / "docs" / "console.md").write_text(console_page())
     (ROOT / "docs" / "metrics.md").write_text(metrics_page(busy_metrics().families()))
     (ROOT / "configs" / "pgtenant.toml").write_text(settings_reference())
 

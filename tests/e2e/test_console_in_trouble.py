@@ -1,0 +1,99 @@
+"""The console when it is needed most: a full node, no registry, a tenant in its place, a node that stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from harness.databases import Database
+from harness.proxy import ADMIN_TOKEN, ProxyProcess
+from harness.rawclient import RawClient, ServerSaid
+from harness.registries import RegistryUnderTest
+from harness.waiting import wait_until
+
+from proxy.demo.facts import ServerFacts
+from registry.contract import Secret
+from registry.domain.models import LoginChange
+from registry.verifiers import build_verifier
+
+PASSWORD = "the-admins-own"
+ADMIN = {"ann": build_verifier(PASSWORD, os.urandom(16))}
+StartProxy = Callable[..., ProxyProcess]
+MakeDatabase = Callable[..., Database]
+
+
+def version(proxy: ProxyProcess, database: str = "pgtenant") -> str:
+    with psycopg.connect(proxy.url(database, "ann", PASSWORD), autocommit=True) as console:
+        return str(console.execute("show version").fetchall()[0][0])
+
+
+def refusal(proxy: ProxyProcess, user: str, database: str) -> tuple[str, str]:
+    """The SQLSTATE and text that a wrong password meets, without the user's name."""
+    with RawClient(proxy.port) as client, pytest.raises(ServerSaid) as said:
+        client.login(user, "wrong", database)
+    return said.value.sqlstate, said.value.fields["M"].replace(user, "")
+
+
+@contextmanager
+def away(registry: RegistryUnderTest) -> Iterator[None]:
+    path = Path(registry.url.removeprefix("sqlite:///"))
+    hidden = path.rename(path.with_name("away"))
+    try:
+        yield
+    finally:
+        hidden.rename(path)
+
+
+def test_a_full_node_and_a_registry_that_is_away_do_not_shut_operators_out(
+    registry: RegistryUnderTest, start_proxy: StartProxy, pg18: ServerFacts, make_database: MakeDatabase
+) -> None:
+    tenant = registry.add_tenant("acme", make_database(pg18))
+    proxy = start_proxy(listen={"max_clients": 1}, console={"admins": ADMIN})
+    with psycopg.connect(proxy.url_of(tenant)):
+        assert version(proxy).startswith("pgtenant ")
+        with pytest.raises(psycopg.OperationalError, match="too many clients already"):
+            psycopg.connect(proxy.url_of(tenant))
+        with away(registry):
+            proxy.http("POST", "/reload", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
+            wait_until(lambda: proxy.metric("pgtenant_registry_up") == 0, what="a registry that is away")
+            with psycopg.connect(proxy.url("pgtenant", "ann", PASSWORD), autocommit=True) as console:
+                assert ("up", "no") in console.execute("show registry").fetchall()
+                with pytest.raises(psycopg.errors.SystemError, match="reload failed, and what was in force"):
+                    console.execute("reload")
+            assert refusal(proxy, "ann", "pgtenant") == refusal(proxy, "nobody", "pgtenant")
+
+
+def test_a_tenant_in_the_consoles_place_is_hidden_from_its_users_only_and_not_silently(
+    registry: RegistryUnderTest, start_proxy: StartProxy, pg18: ServerFacts, make_database: MakeDatabase
+) -> None:
+    tenant = registry.add_tenant("acme", make_database(pg18))
+    registry.do(lambda service: service.add_login("ann", "acme", LoginChange(password=Secret("another"))))
+    proxy = start_proxy(console={"admins": ADMIN, "database": "acme"})
+    with psycopg.connect(proxy.url_of(tenant)) as client:
+        assert client.execute("select current_database()").fetchall() == [(tenant.database.name,)]
+    with RawClient(proxy.port) as console:
+        greeting = console.login("ann", PASSWORD, "acme")
+        (notice,) = [message.fields for message in greeting if message.kind == "N"]
+        assert notice["M"] == 'this is the console: it hides tenant "acme" from user "ann"'
+        assert console.rows("show version")
+    assert '"the console hides a tenant"' in proxy.logs()
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(proxy.url("acme", "ann", "another"))
+
+
+def test_a_node_that_stops_tells_the_console_at_the_very_end(
+    registry: RegistryUnderTest, start_proxy: StartProxy
+) -> None:
+    registry.do(lambda service: service.tenants())
+    proxy = start_proxy(console={"stats": ADMIN})
+    with RawClient(proxy.port) as console:
+        console.login("ann", PASSWORD, "pgtenant")
+        proxy.send_signal(signal.SIGTERM)
+        assert console.read_to_end()[-1].fields["C"] == "57P01"
+    assert proxy.wait(15) == 0
+    assert '"console disconnected"' in proxy.logs()
