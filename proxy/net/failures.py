@@ -21,3 +21,9 @@ def warning(failure: Failure) -> bytes:
 def fatal_response(failure: Failure) -> bytes:
     """Encode what a client is told whose connection ends with it, whatever the table says of the severity."""
     return ErrorResponse.build("FATAL", failure.sqlstate, failure.message, hint=failure.hint).encode()
+
+
+def as_fatal(message: bytes) -> ErrorResponse:
+    """The server's refusal of a setting, in the severity that it has when it comes at login."""
+    error = ErrorResponse.decode(message[5:])
+    return ErrorResponse(tuple((code, "FATAL" if code in "SV" else text) for code, text in error.fields))

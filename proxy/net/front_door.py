@@ -40,6 +40,7 @@ from proxy.net.client_handshake import (
 from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer, serving
 from proxy.net.doorkeeper import Doorkeeper
+from proxy.net.failures import as_fatal
 from proxy.net.handshake_io import HandshakeSocket, TlsFailed, Turnstile
 from proxy.net.hub import KEY_REFUSED, Hub, held_back
 from proxy.net.link_host import MODE_SESSION
@@ -444,7 +445,7 @@ class FrontDoor:
         if probe.failure is not None:
             raise probe.failure
         if probe.error:
-            raise SettingsRefused(_as_fatal(probe.error))
+            raise SettingsRefused(as_fatal(probe.error))
         return self._statuses.put(pool, generation, parameters, probe.statuses)
 
     def _new_key(self, minor: int) -> tuple[int, bytes]:
@@ -496,9 +497,3 @@ def _keep_to_own_limit(visit: Visit, resolution: Resolution) -> None:
         return
     visit.deadline.reschedule(when - visit.limit + own)
     visit.limit = own
-
-
-def _as_fatal(message: bytes) -> ErrorResponse:
-    """The server's refusal of a setting, in the severity that it has when it comes at login."""
-    error = ErrorResponse.decode(message[5:])
-    return ErrorResponse(tuple((code, "FATAL" if code in "SV" else text) for code, text in error.fields))

@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
-from harness.rawclient import RawClient, ServerSaid, frame, query
+from harness.rawclient import RawClient, frame, query
 from harness.registries import TenantUnderTest
 from harness.waiting import wait_until
 from harness.world import World
@@ -165,24 +165,6 @@ def test_settings_are_shown_without_secrets(world: World) -> None:
     assert values["http.admin_token"] == "**********"
     assert "SCRAM" not in str(values)
     assert world.registry.url not in str(values)
-
-
-def conversation(world: World, user: str, database: str) -> list[tuple[str, int]]:
-    """The kinds of messages that a wrong password meets, with the sizes of all that do not name anybody."""
-    with RawClient(world.proxy.port) as client:
-        kinds = []
-        try:
-            client.login(user, "wrong", database)
-        except ServerSaid as said:
-            kinds.append((said.sqlstate, len(said.fields.get("M", "").replace(user, ""))))
-        return kinds
-
-
-def test_strangers_meet_what_they_meet_at_an_unknown_tenant(world: World) -> None:
-    unknown = conversation(world, "nobody", "nowhere")
-    assert unknown == [("28P01", len('password authentication failed for user ""'))]
-    assert conversation(world, "ann", "pgtenant") == unknown
-    assert conversation(world, "nobody", "pgtenant") == unknown
 
 
 def test_the_console_is_full_before_it_is_a_burden(world: World) -> None:

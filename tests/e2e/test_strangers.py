@@ -14,11 +14,15 @@ from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import wait_until
 from harness.world import World
 
+from proxy.auth import build_verifier
 from proxy.demo.facts import ServerFacts
 from registry.contract import AuthMethod, Secret
 from registry.domain.models import LoginChange, TenantChange
 
-PROXY = {"routing": {"database_patterns": ["db_{tenant}"]}}
+PROXY = {
+    "routing": {"database_patterns": ["db_{tenant}"]},
+    "console": {"admins": {"app": build_verifier("right", bytes(range(16))).text()}},
+}
 
 
 class Recorder(RawClient):
@@ -89,17 +93,20 @@ def test_every_refused_login_is_the_same_conversation(
         "an unknown tenant by options": converse(world.proxy, "app", None, options="-c tenant=nobody"),
         "no tenant at all": converse(world.proxy, "app", None),
         "an administrators' database": converse(world.proxy, "app", "postgres"),
+        "a user of the console": converse(world.proxy, "app", "pgtenant"),
     }
     for what, conversation in others.items():
         assert conversation.messages == wrong_password.messages, what
-    unknown_user = converse(world.proxy, "eve", tenant.slug)
-    assert [(kind, body.replace(b"eve", b"app")) for kind, body in unknown_user.messages] == list(
-        wrong_password.messages
-    )
+    for database in (tenant.slug, "pgtenant"):
+        unknown_user = converse(world.proxy, "eve", database)
+        assert [(kind, body.replace(b"eve", b"app")) for kind, body in unknown_user.messages] == list(
+            wrong_password.messages
+        )
 
 
 def test_salts_of_what_does_not_exist_look_like_those_of_what_does(world: World, tenant: TenantUnderTest) -> None:
     names = [("app", tenant.slug), ("app", "nobody"), ("app", "somebody"), ("eve", tenant.slug), ("eve", "nobody")]
+    names += [("app", "pgtenant"), ("eve", "pgtenant")]
     first = [converse(world.proxy, *name).salt for name in names]
     assert len(set(first)) == len(names), "every name has a salt of its own"
     assert [converse(world.proxy, *name).salt for name in names] == first, "which stays the same"

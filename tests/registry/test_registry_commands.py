@@ -210,6 +210,13 @@ def test_other_keys_than_the_registrys_are_refused_before_anything_is_sealed(
     assert "pgtenant secrets generate-key" in result.stderr
 
 
+def test_a_verifier_for_the_console_is_made_and_kept_nowhere(run: Run, tmp_path: Path) -> None:
+    assert fits("sesame", run("secrets", "verifier", "--password-stdin", stdin="sesame\n").stdout.strip())
+    made = answer(run, "secrets", "verifier")
+    assert fits(made["password"], made["verifier"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_keys_are_rotated(filled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     new = filled("secrets", "generate-key", "--id", "k2").stdout.strip()
     monkeypatch.setenv("PGTENANT_ENCRYPTION_KEYS", f"{new},{os.environ['PGTENANT_ENCRYPTION_KEYS']}")

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from harness.references import ROOT, errors_page
 
+from proxy.admin.console import Right
+from proxy.auth import build_verifier
 from proxy.settings import Settings, SettingsError, admin_token, load_settings
 from proxy.settings_reference import settings_reference
+from proxy.wiring import console_rules
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -125,6 +128,30 @@ def test_the_registry_may_stand_in_a_variable_of_its_own_whatever_the_file_says(
     assert "pa55" not in repr(settings)
     with pytest.raises(SettingsError, match="registry is a section"):
         load_settings(written(tmp_path, "registry = 3\n"), {"PGTENANT_REGISTRY": "sqlite:///x.db"})
+
+
+def test_the_consoles_users_have_verifiers_that_are_shown_nowhere(tmp_path: Path) -> None:
+    verifier = build_verifier("right", bytes(16)).text()
+    settings = load_settings(None, {"PGTENANT_CONSOLE__ADMINS": f"ann={verifier}, bob={verifier}"})
+    rules = console_rules(settings)
+    assert rules is not None
+    assert {user.name: user.right for user in rules.users.values()} == {"ann": Right.ORDER, "bob": Right.ORDER}
+    assert verifier not in repr(rules) + repr(settings) + settings.model_dump_json()
+    assert console_rules(Settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[console]\nadmins = { ann = 'a-password' }\n", r"console\.admins\.ann"),
+        ("[console]\nadmins = { ann = 'x' }\nstats = { ann = 'x' }\n", 'user "ann" is both'),
+        ("[console]\nadmins = { '' = 'x' }\n", "console.admins"),
+    ],
+)
+def test_what_is_no_user_of_the_console_is_named_without_its_secret(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as refused:
+        console_rules(load_settings(written(tmp_path, text), {}))
+    assert "a-password" not in str(refused.value)
 
 
 def test_a_token_file_without_a_token_is_named(tmp_path: Path) -> None:
