@@ -131,6 +131,14 @@ _WITHOUT_EFFECT: Final = {
     "UNLISTEN": "UNLISTEN",
     "CLOSE": "CLOSE CURSOR ALL",
 }
+_FUNCTIONS: Final[Mapping[str, tuple[str, str | None]]] = MappingProxyType(
+    {
+        "version()": ("version", None),
+        "pg_catalog.version()": ("version", None),
+        "current_schema()": ("current_schema", "public"),
+        "pg_advisory_unlock_all()": ("pg_advisory_unlock_all", ""),
+    }
+)
 _TEXT: Final = Kind.TEXT
 
 
@@ -206,15 +214,14 @@ def _show(tokens: Sequence[Token]) -> Command | None:
 
 
 def _select(tokens: Sequence[Token]) -> Command | None:
-    """What pools ask to see whether a connection is alive, and asyncpg when it resets one."""
+    """What pools ask to see whether a connection is alive, SQLAlchemy at first, and asyncpg when it resets one."""
     words = "".join(token.text for token in tokens[1:] if not token.quoted).lower()
     if len(tokens) == 2 and re.fullmatch(r"[0-9]{1,9}", words):
         return Constant(Column("?column?", Kind.INT, ""), int(words), "SELECT 1")
-    if words in {"version()", "pg_catalog.version()"}:
-        return Constant(Column("version", _TEXT, ""), None, "SELECT 1")
-    if words == "pg_advisory_unlock_all()":
-        return Constant(Column("pg_advisory_unlock_all", _TEXT, ""), "", "SELECT 1")
-    return None
+    if words not in _FUNCTIONS:
+        return None
+    name, value = _FUNCTIONS[words]
+    return Constant(Column(name, _TEXT, ""), value, "SELECT 1")
 
 
 def _arguments(tokens: Sequence[Token], begin: int, taker: Topic | Order) -> tuple[str, ...]:

@@ -73,7 +73,8 @@ which `pgtenant secrets verifier` makes; the password itself is kept nowhere.
 The simple and the extended protocol, so that drivers and exporters can use it; no parameters. `BEGIN`, `COMMIT`,
 `ROLLBACK`, `SET`, `RESET`, `DISCARD`, `DEALLOCATE`, `UNLISTEN` and `CLOSE` are accepted and do nothing, because
 drivers say them unasked; `SELECT 1`, `SELECT version()` and `SHOW server_version` are answered. Anything else is an
-error that names the commands. Names may be quoted; commands may be in lower case, and several in one text.
+error that names the commands. Names may be quoted; commands may be in lower case, and several in one text. There is
+no catalog: a driver that reads types when it connects has to be told not to (postgres.js: `fetch_types: false`).
 
 Tables are made while they are sent, a slice at a time: what has gone meanwhile is left out, and the relay is not held
 up. Where PgBouncer's console has the same thing, it has the same name. Times are in UTC.
