@@ -1,7 +1,8 @@
-"""The console when it is needed most: a full node, no registry, a tenant in its place, a node that stops."""
+"""The console when it is needed most, or least: no room, no registry, a tenant in its place, TLS, a node that stops."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from harness.certificates import Certificates
 from harness.databases import Database
 from harness.proxy import ADMIN_TOKEN, ProxyProcess
 from harness.rawclient import RawClient, ServerSaid
@@ -86,14 +88,22 @@ def test_a_tenant_in_the_consoles_place_is_hidden_from_its_users_only_and_not_si
         psycopg.connect(proxy.url("acme", "ann", "another"))
 
 
-def test_a_node_that_stops_tells_the_console_at_the_very_end(
-    registry: RegistryUnderTest, start_proxy: StartProxy
+def test_the_console_keeps_the_rules_of_tls_and_a_node_that_stops_tells_it_at_the_very_end(
+    registry: RegistryUnderTest, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
     registry.do(lambda service: service.tenants())
-    proxy = start_proxy(console={"stats": ADMIN})
-    with RawClient(proxy.port) as console:
-        console.login("ann", PASSWORD, "pgtenant")
+    certificates = Certificates(tmp_path)
+    proxy = start_proxy(listen=certificates.listen("require"), console={"stats": ADMIN})
+    url = proxy.url("pgtenant", "ann", PASSWORD)
+    with pytest.raises(psycopg.OperationalError, match="encrypted connections only"):
+        psycopg.connect(url, sslmode="disable")
+    with psycopg.connect(url, channel_binding="require", **certificates.verify_full()) as console:
+        assert len(console.execute("show config").fetchall()) > 50
+    with RawClient(proxy.port) as client:
+        client.start_tls(certificates.context(), server_hostname="localhost")
+        client.login("ann", PASSWORD, "pgtenant")
         proxy.send_signal(signal.SIGTERM)
-        assert console.read_to_end()[-1].fields["C"] == "57P01"
+        assert client.read_to_end()[-1].fields["C"] == "57P01"
     assert proxy.wait(15) == 0
-    assert '"console disconnected"' in proxy.logs()
+    ended = [json.loads(line) for line in proxy.logs().splitlines() if '"console disconnected"' in line]
+    assert [line["reason"] for line in ended] == ["the client disconnected", "the node is shutting down"]
