@@ -148,8 +148,6 @@ class BackendLink(Stream):
                 self._stay_pinned(client)
             return
         client.part(self)
-        if self.mask != EPOLLIN | EPOLLRDHUP:
-            self.watch()
         now = self.selector.now
         pool = client.pool
         counters = pool.counters

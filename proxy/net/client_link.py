@@ -413,11 +413,12 @@ class ClientLink(Stream):
         if backend.state.only_owes_own() and self.front.left == 0:
             # Its own statement will be answered without anybody's help.
             backend.leaving = True
+            self.host.left_settling(backend)
             return
         if not clean:
             self.host.discard(backend, "its client left in the middle of something")
             return
-        if dirty or self.mode == MODE_SESSION:
+        if dirty or self.mode == MODE_SESSION or self.pool.reset_always:
             backend.entry.flags |= FLAG_DIRTY
         self.host.give_back(backend)
 
@@ -426,5 +427,8 @@ class ClientLink(Stream):
         backend.client = None
         backend.mid_message = self.front.left != 0
         self.cut_off = backend.state.left != 0 and not backend.state.swallowing
+        if backend.mask != EPOLLIN | EPOLLRDHUP:
+            # It may have waited for this client to take what there is.
+            backend.watch()
         if self.counted_pins:
             self.host.pins_changed(self, 0)

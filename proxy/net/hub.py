@@ -238,6 +238,7 @@ class Hub(Effects, LinkHost):
 
     def give_back(self, backend: BackendLink) -> None:
         """See `LinkHost`."""
+        self.settling.pop(backend, None)
         self.driver.release(backend.entry, self.selector.now)
 
     def cancel_closing(self, backend: BackendLink) -> None:
@@ -268,6 +269,10 @@ class Hub(Effects, LinkHost):
     def client_finishing(self, client: ClientLink) -> None:
         """See `LinkHost`."""
         self.finishing[client] = None
+
+    def left_settling(self, backend: BackendLink) -> None:
+        """See `LinkHost`."""
+        self.settling[backend] = self.selector.now
 
     def settled(self, backend: BackendLink) -> None:
         """See `LinkHost`."""

@@ -75,6 +75,10 @@ class LinkHost:
         """Note that an idle server has reported another value of a parameter."""
 
     @abstractmethod
+    def left_settling(self, backend: BackendLink) -> None:
+        """Note that a backend whose client is gone has yet to answer the proxy's own statement."""
+
+    @abstractmethod
     def settled(self, backend: BackendLink) -> None:
         """Note that a backend without a client has answered the proxy's own statement."""
 
