@@ -194,7 +194,8 @@ class Texts:
             return 0
         known = self.remembered.get(data[start:stop])
         if known is None:
-            return 0
+            # It may be one of those that are not remembered any more.
+            return self.sticky
         marks: i64 = known[1]
         return marks | self._keep(known[0]) if known[0] else marks
 

@@ -28,6 +28,7 @@ from proxy.session.pins import (
     pin_names,
 )
 from proxy.session.relay import FOUND_FAULT, MAX_NAMED, FrontState
+from proxy.session.texts import MAX_REMEMBERED
 
 PARSED, BOUND, CLOSED, NO_DATA = (frame(kind) for kind in "123n")
 DONE = command_complete("INSERT 0 1")
@@ -140,6 +141,15 @@ def test_words_of_session_state_pin_whenever_their_statement_is_bound(text: str,
         pair.client(bind(statement=name), execute(), sync())
         assert pair.front.pins & ~(PIN_STATEMENT | KEPT) == pins
         pair.front.pins = 0
+
+
+def test_words_of_a_statement_that_is_not_remembered_any_more_still_pin() -> None:
+    pair = RelayPair()
+    for number in range(MAX_REMEMBERED + 1):
+        pair.client(parse("select pg_advisory_lock(1)", f"n{number}"), sync())
+    assert pair.front.pins & ~PIN_STATEMENT == 0
+    pair.client(bind(statement="n0"), execute(), sync())
+    assert pair.front.pins & ~PIN_STATEMENT == PIN_ADVISORY
 
 
 @pytest.mark.parametrize("word", ["temporary", "set_config", "pg_advisory_lock", "hold"])
