@@ -142,7 +142,8 @@ class TimeKeeper:
 
         The error is the server's own, in its place among the replies; a warning before it says whose doing it is.
         """
-        entry, readies = backend.entry, backend.state.readies
+        # The request that was seen, which may be over before this coroutine begins, and the next one under way.
+        entry, readies = backend.entry, watch.request
 
         def is_wanted() -> bool:
             if not serving(entry, client, readies):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from harness.fakeserver import command_complete, ready
 from harness.linkworld import LinkWorld, Peer
 from harness.rawclient import query
 
@@ -88,6 +89,30 @@ def test_a_request_is_cancelled_only_if_its_server_is_still_at_it() -> None:
         assert bytes(peer.received).startswith(b"C")
         assert b"query_timeout" not in peer.received
         assert world.hub.timeouts["query_timeout"] == 0
+
+
+def test_the_request_behind_one_that_ended_just_now_is_not_cancelled_in_its_place() -> None:
+    with LinkWorld() as world:
+        sweeps = Sweeps(world)
+        pending: list[Coroutine[Any, Any, None]] = []
+        sweeps.keeper = TimeKeeper(
+            world.hub,
+            cast("Dialer", sweeps.asked),
+            lambda: [client for client, _ in world.clients],
+            spawn=pending.append,
+        )
+        _, client, peer = sweeps.busy_client(TimeLimits(query=1.0))
+        backend = client.backend
+        assert backend is not None
+        peer.sock.sendall(query("begin") + query("select 2"))
+        world.until(lambda: len(backend.state.queue) == 3, "two more requests")
+        sweeps.sweep(1.3)
+        world.servers[backend.entry].sock.sendall(command_complete("SELECT 1") + ready())
+        world.until(lambda: backend.state.readies == 1, "the end of the first")
+        with pytest.raises(StopIteration):
+            pending[0].send(None)
+        (still_wanted,) = sweeps.asked.wanted
+        assert not still_wanted()
 
 
 def test_the_client_is_warned_when_its_request_is_cancelled_and_ended_when_nothing_comes_of_it() -> None:
