@@ -361,11 +361,11 @@ class Node:
         self._unsettled = left
 
     async def _drain(self, grace: float) -> None:
-        """Tell clients that are between transactions; wait for the others."""
+        """Tell clients that are between transactions and have all replies; wait for the others."""
         deadline = self.clock() + grace
         while True:
             for client in list(self.door.clients.values()):
-                if is_between(client):
+                if is_between(client) and client.unsent is None:
                     self.hub.terminate(client, Failure(SHUTTING_DOWN))
             self.mailroom.read()
             if self.grace_over or self.clock() >= deadline or all(c.finishing for c in self.door.clients.values()):

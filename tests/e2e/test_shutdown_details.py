@@ -7,6 +7,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -20,6 +22,7 @@ from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import wait_until
 
 from proxy.demo.facts import ServerFacts
+from proxy.net.link_host import FAREWELL_TIME
 from registry.contract import Address, Limits, PoolMode
 from registry.domain.models import ServerChange
 
@@ -67,6 +70,33 @@ def test_a_pipeline_that_is_open_may_be_finished(tenant: TenantUnderTest, start_
         assert farewell.fields["C"] == "57P01"
     assert proxy.wait(QUICK) == 0
     assert tenant.database.psql("select sum(a) from t") == "15"
+
+
+def test_a_slow_reader_gets_the_answers_to_all_that_it_has_committed(
+    tenant: TenantUnderTest, start_proxy: StartProxy
+) -> None:
+    proxy = start_proxy(shutdown={"grace": 30})
+
+    def are_served(count: int) -> bool:
+        return proxy.metric("pgtenant_transactions_total", tenant=tenant.slug) == count
+
+    with login(proxy, tenant) as client:
+        sent = 0
+        while are_served(sent):
+            sent += 1
+            client.send(query("insert into t values (1) returning repeat('x', 60000)"))
+            with suppress(AssertionError):
+                # Once too much is on its way to the client, it is not read any more.
+                wait_until(partial(are_served, sent), seconds=0.5)
+        proxy.send_signal(signal.SIGTERM)
+        wait_until(lambda: stopping(proxy), what="the shutdown begun")
+        time.sleep(FAREWELL_TIME + 0.2)
+        for _ in range(sent):
+            assert [message.kind for message in client.read_until("Z")] == ["T", "D", "C", "Z"]
+        (farewell,) = client.read_to_end()
+        assert farewell.fields["C"] == "57P01"
+    assert proxy.wait(QUICK) == 0
+    assert tenant.database.psql("select count(*) from t") == str(sent)
 
 
 def test_a_row_that_is_half_sent_at_the_end_of_the_grace_is_not_completed_with_the_farewell(
