@@ -73,7 +73,11 @@ async def dial(endpoint: Endpoint) -> socket.socket:
 
     Raises DialFailed.
     """
-    sock = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        # There is no IPv6 here, or no descriptor is left.
+        raise DialFailed(reason_of(error)) from None
     try:
         if not endpoint.is_local:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

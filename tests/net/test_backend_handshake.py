@@ -31,6 +31,7 @@ from proxy.auth import ScramServer, build_verifier
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.facts import ServerFacts
 from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_backend
+from proxy.net.endpoints import DialFailed, Endpoint, dial
 from proxy.net.scram_keys import CHEAP_ITERATIONS, ScramKeyCache
 from proxy.net.tls import ServerTlsContexts
 from proxy.wire.startup import PROTOCOL_3_0
@@ -349,6 +350,11 @@ async def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
         backend = await opened(server_at(*(Address("127.0.0.1", port) for port in ports)))
         backend.sock.close()
         assert backend.address.port == good.port
+
+
+async def test_an_address_of_a_kind_that_this_machine_has_not_is_one_that_does_not_answer() -> None:
+    with pytest.raises(DialFailed, match="not supported"):
+        await dial(Endpoint("db.example.com", 5432, socket.AF_UNSPEC, ("::1", 5432, 0, 0)))
 
 
 async def test_the_next_address_is_not_tried_when_the_login_is_refused() -> None:
