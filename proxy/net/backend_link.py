@@ -100,7 +100,12 @@ class BackendLink(Stream):
         if client is None:
             self._unattended(data)
             return
+        self._attended(client, data)
+
+    def _attended(self, client: ClientLink, data: bytes) -> None:
+        """Pass on what the server says to the client that is linked to it."""
         state = self.state
+        farewell = b""
         count = state.scan(data, 0)
         if count == len(data) and not state.swallowing:
             if client.mode == MODE_STATEMENT:
@@ -108,7 +113,7 @@ class BackendLink(Stream):
             client.write(data)
             client.pool.counters.bytes_to_clients += count
         else:
-            self._pieces(client, data, count)
+            farewell = self._pieces(client, data, count)
         if len(state.fault) != 0:
             self._fault(client)
             return
@@ -119,6 +124,10 @@ class BackendLink(Stream):
             return
         if state.head == len(state.queue):
             self.try_release()
+        if len(farewell) != 0 and self.client is client:
+            # It is for the client that keeps this backend, and for nobody else.
+            self._attended(client, farewell)
+            return
         if client.unsent_size > HIGH_WATER:
             self.watch()
             client.watch()
@@ -280,8 +289,12 @@ class BackendLink(Stream):
             return data
         return data[:-6] if data[-6:-1] == _READY_HEADER else data
 
-    def _pieces(self, client: ClientLink, data: bytes, count: i64) -> None:
-        """Pass on a chunk of which not all is for the client, or not all can be judged yet."""
+    def _pieces(self, client: ClientLink, data: bytes, count: i64) -> bytes:
+        """Pass on a chunk of which not all is for the client, or not all can be judged yet.
+
+        The answer is what a server that closes has said behind the end of a transaction, if this is the end of the link
+        as well unless a pin holds.
+        """
         state = self.state
         pos: i64 = 0
         while True:
@@ -298,10 +311,11 @@ class BackendLink(Stream):
                 break
             if data[pos] == B_ERROR and self._may_part(client):
                 self.entry.flags |= FLAG_OBSOLETE
-                return
+                return data[pos:]
             count = state.scan(data, pos)
         if pos < len(data):
             self.held = data[pos:]
+        return b""
 
     def _hear(self, inquiry: Inquiry, data: bytes) -> None:
         """Keep a piece of the answer to the proxy's own question, unless it is absurdly long."""
@@ -309,9 +323,8 @@ class BackendLink(Stream):
             inquiry.answer += data
 
     def _may_part(self, client: ClientLink) -> bool:
-        """Say whether `try_release` will part this backend from its client."""
-        state, front = self.state, client.front
-        return state.releasable() and not (front.left or front.pins or state.pins or self.unsent or client.held)
+        """Say whether `try_release` will part this backend from its client, unless a pin holds."""
+        return self.state.releasable() and not (client.front.left or self.unsent or client.held)
 
     def _remarks(self, client: ClientLink) -> None:
         """Take up what a scan has noted besides what it forwarded."""

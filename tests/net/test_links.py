@@ -243,13 +243,22 @@ def test_client_that_does_not_read_and_hangs_up_is_gone_at_once(world: LinkWorld
     world.until(lambda: not server.pump() or server.ended)
 
 
-@pytest.mark.parametrize("status", ["I", "T"])
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (query("select"), "I"),
+        (query("select"), "T"),
+        (query("select set_config('my.x', 'y', true)"), "I"),
+        (query("select pg_advisory_unlock(1)"), "I"),
+    ],
+    ids=["between transactions", "in a transaction", "with a text that is kept", "with a pin that may be gone"],
+)
 def test_server_that_closes_right_behind_its_reply_costs_the_client_only_its_transaction(
-    status: str, world: LinkWorld, pool: PoolLedger
+    asked: bytes, status: str, world: LinkWorld, pool: PoolLedger
 ) -> None:
     client, peer = world.connect(pool)
     world.answering = False
-    peer.sock.sendall(query("select"))
+    peer.sock.sendall(asked)
     world.until(lambda: world.opening, "a backend")
     entry = world.opening[0]
     world.open_backend(entry)
