@@ -234,6 +234,9 @@ class BackState(ReplyQueue):
         Those in answer to a message of the proxy's own are when that was part of the client's own batch, unless the
         proxy has provoked them to tell something else, or they speak of a statement by a name of the proxy's.
         """
+        if self.head == len(self.queue):
+            # It closes while a batch is open, all of which is answered.
+            return False
         entry = self.queue[self.head]
         if entry & NOTED:
             kind = self.shelf.notes[0].kind

@@ -117,6 +117,16 @@ def test_nothing_is_owed_while_the_server_skips_to_sync() -> None:
     assert pair.releasable()
 
 
+def test_farewell_of_a_server_within_a_batch_that_is_answered_so_far_is_passed_on() -> None:
+    pair = RelayPair()
+    pair.client(parse("insert"), flush())
+    farewell = error_response("57P01", "terminating connection", severity="FATAL")
+    pair.server(PARSED, farewell)
+    assert bytes(pair.to_client) == PARSED + farewell
+    assert pair.back.fatal
+    assert not pair.releasable()
+
+
 def test_error_of_a_query_skips_nothing() -> None:
     pair = RelayPair()
     pair.client(query("select 1/0"), BATCH)
