@@ -204,7 +204,7 @@ class Node:
             await self._start_http()
         # Behind what may fail: a look into the registry's file that is broken off leaves a thread with nobody to tell.
         self.spawn(self.resolver.follow())
-        self.spawn(run_janitor(self._sweep, self.clock))
+        self.spawn(run_janitor(self._sweep, self.clock, self._sweep_failed))
         if self.keeper is not None:
             self.spawn(self.keeper.run())
 
@@ -323,6 +323,10 @@ class Node:
         if now - self._last_cold_sweep >= COLD_SWEEP:
             self._last_cold_sweep = now
             self.tenancy.forget_cold(now, COLD_AFTER)
+
+    def _sweep_failed(self, error: Exception) -> None:
+        self.hub.internal_errors += 1
+        log.error("a sweep failed, the next one goes on", exc_info=error)
 
     def _forget_tenant(self, tenant_id: int) -> None:
         self.resolver.unwatch(tenant_id)
