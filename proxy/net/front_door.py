@@ -58,8 +58,8 @@ from proxy.routing.lookups import SingleFlight
 from proxy.routing.names import selectors_from_startup
 from proxy.routing.resolver import Resolution, Resolver
 from proxy.routing.verdict import state_failure
-from proxy.session.parameters import ParameterSet, ParameterTable
-from proxy.session.pins import PIN_SESSION, pin_names
+from proxy.session.parameters import ParameterSet, ParameterTable, makes_temporary
+from proxy.session.pins import PIN_SESSION, PIN_SET, pin_names
 from proxy.session.statements import StatementTable
 from proxy.wire import ProtocolError
 from proxy.wire.reports import ErrorResponse
@@ -346,6 +346,8 @@ class FrontDoor:
         elif self._settings.shares_statements:
             link.front.desk.table = self._statements
             link.front.desk.meaning = parameters.meaning
+        if makes_temporary(parameters.values):
+            link.front.pins |= PIN_SET
         return link, pid, key
 
     async def _begin_replication(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 MAX_PARAMETERS = 64
@@ -23,6 +24,9 @@ _NEVER_IN_A_MEANING: Final = frozenset(
         b"work_mem",
     )
 )
+
+
+_TEMPORARY_PATH: Final = re.compile(rb'\s*(?:"?\$user"?\s*,\s*)*"?pg_temp(?:_\d+)?"?\s*(?:,|\Z)', re.IGNORECASE)
 
 
 class ParameterSet:
@@ -49,6 +53,12 @@ class ParameterSet:
 def changes_meaning(name: bytes) -> bool:
     """Say whether a setting (lower case) may; those of extensions and applications, with a dot, are read when run."""
     return b"." not in name and name not in _NEVER_IN_A_MEANING
+
+
+def makes_temporary(settings: Mapping[bytes, tuple[bytes, bytes]]) -> bool:
+    """Say whether tables are temporary under these settings without being called so: pg_temp begins the search_path."""
+    path = settings.get(b"search_path")
+    return path is not None and _TEMPORARY_PATH.match(path[1]) is not None
 
 
 def parameter_pairs(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from proxy.session.parameters import ParameterSet, parameter_pairs, quoted_literal
+from proxy.session.parameters import ParameterSet, makes_temporary, parameter_pairs, quoted_literal
 from proxy.session.pins import (
     PIN_ADVISORY,
     PIN_HOLD,
@@ -147,7 +147,7 @@ def followed(
     """Return the settings that the client has now, in canonical form.
 
     `values` has what is in force for every name touched.  Raises ValueError when they are too many or too long, or
-    cannot be quoted.
+    cannot be quoted, or hide that something is temporary.
     """
     settings = dict(applied.values)
     for name, done in touched.names.items():
@@ -159,6 +159,8 @@ def followed(
             settings.pop(name, None)
         else:
             settings[name] = (name, value)
+    if makes_temporary(settings):
+        raise ValueError("a search_path that makes tables temporary")
     pairs = parameter_pairs(settings.values())
     if sum(len(name) + len(value) for name, value in pairs) > MAX_TRACKED_BYTES:
         raise ValueError("settings that are too long")

@@ -12,6 +12,7 @@ import pytest
 from harness.disasters import leftovers, login
 from harness.rawclient import RawClient, ServerSaid, bind, execute, parse, query, sync
 from harness.registries import TenantUnderTest
+from harness.waiting import wait_until
 from harness.world import World
 
 from proxy.demo.facts import ServerFacts
@@ -235,6 +236,22 @@ def test_session_mode_is_a_connection_of_ones_own(world: World, any_pg: ServerFa
             assert client.rows("select count(*) from leftover") == [("0",)]
         assert leftovers(world.proxy, tenant, 1) == set()
     assert len(pids) == 1
+
+
+@pytest.mark.parametrize("asked", ["at startup", "by SET"])
+def test_tables_that_are_temporary_by_their_search_path_stay_with_their_client(
+    asked: str, world: World, pg18: ServerFacts
+) -> None:
+    tenant = world.tenant(pg18, seed=MINE, limits=Limits(pool_size=2))
+    parameters = {"options": "-c search_path=pg_temp"} if asked == "at startup" else {}
+    with connect(world, tenant, parameters) as client, login(world.proxy, tenant) as other:
+        if asked == "by SET":
+            client.rows('set search_path = "$user", pg_temp')
+        client.rows("create table hidden (a int)")
+        wait_until(lambda: world.proxy.metric("pgtenant_pinned_clients", tenant=tenant.slug) == 1, what="a pin")
+        assert other.rows("select to_regclass('hidden')") == [(None,)]
+        assert client.rows("select * from hidden") == []
+    assert leftovers(world.proxy, tenant, 2) == set()
 
 
 def test_reset_always_cleans_what_cannot_be_seen_from_outside(world: World, any_pg: ServerFacts) -> None:
