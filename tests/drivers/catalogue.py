@@ -37,6 +37,7 @@ DRIVERS = (
     DriverSpec("psycopg2", "psycopg2", Kind.PYTHON, "use_psycopg2", (), "psycopg2-binary"),
     DriverSpec("asyncpg", "asyncpg", Kind.PYTHON, "use_asyncpg", ("cached",), "asyncpg"),
     DriverSpec("asyncpg-uncached", "asyncpg, no cache", Kind.PYTHON, "use_asyncpg", ("uncached",), "asyncpg"),
+    DriverSpec("psqlpy", "psqlpy (tokio-postgres)", Kind.PYTHON, "use_psqlpy", (), "psqlpy"),
     DriverSpec("pg8000", "pg8000", Kind.PYTHON, "use_pg8000", (), "pg8000"),
     DriverSpec("sqlalchemy-psycopg", "SQLAlchemy, psycopg", Kind.PYTHON, "use_sqlalchemy", ("psycopg",), "SQLAlchemy"),
     DriverSpec("sqlalchemy-asyncpg", "SQLAlchemy, asyncpg", Kind.PYTHON, "use_sqlalchemy", ("asyncpg",), "SQLAlchemy"),

@@ -23,6 +23,7 @@ PYTHON_PACKAGES = (
     "psycopg[binary,pool]>=3.2",
     "psycopg2-binary>=2.9",
     "asyncpg>=0.30",
+    "psqlpy>=0.11",
     "pg8000>=1.31",
     "SQLAlchemy[asyncio]>=2.0.30",
     "Django>=5.1",
