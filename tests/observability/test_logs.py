@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
-from proxy.observability.logs import EVENTS_PER_SECOND, Limiter, configure_logs, mask
+from proxy.observability.logs import EVENTS_PER_SECOND, LIMITED_EVENTS, Limiter, configure_logs, mask
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +108,17 @@ def test_other_events_are_never_cut() -> None:
     limiter = Limiter(most=1, clock=lambda: 0.0)
     for _ in range(5):
         assert limiter(None, "error", {"event": "internal error contained"})
+
+
+def test_the_events_that_operators_read_about_are_those_that_are_logged() -> None:
+    root = Path(__file__).parents[2]
+    sources = "\n".join(path.read_text() for path in (root / "proxy").rglob("*.py"))
+    page = (root / "docs" / "operations.md").read_text().partition("## What the log says")[2]
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    assert rows
+    for row in rows:
+        for event in re.findall("`([^`]+)`", row[1]):
+            assert f'"{event}' in sources
+            assert (event in LIMITED_EVENTS) == (row[4].strip() == str(EVENTS_PER_SECOND)), event
+    for event in LIMITED_EVENTS:
+        assert sources.count(f'"{event}"') > 1, f"{event} is limited and never logged"
