@@ -1,5 +1,10 @@
 # docker build --build-arg COMMIT="$(git rev-parse --short=12 HEAD)" -t pgtenant .
-# docker run -p 6432:6432 -p 6480:6480 -v ./configs:/etc/pgtenant:ro -v pgtenant:/var/lib/pgtenant pgtenant
+# The registry first, then the node, with the same keys:
+# export PGTENANT_ENCRYPTION_KEYS="$(docker run --rm pgtenant secrets generate-key)"
+# docker run --rm -e PGTENANT_ENCRYPTION_KEYS -v pgtenant:/var/lib/pgtenant pgtenant registry upgrade
+# docker run -e PGTENANT_ENCRYPTION_KEYS -p 6432:6432 -p 6480:6480 \
+#     -v ./configs:/etc/pgtenant:ro -v pgtenant:/var/lib/pgtenant pgtenant
+# Whoever reaches port 6480 reads the metrics: publish it to those who scrape only.
 
 FROM python:3.13-bookworm AS builder
 WORKDIR /build
