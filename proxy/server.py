@@ -23,6 +23,7 @@ from proxy.net.client_link import ClientLink
 from proxy.net.client_tls import ClientTls
 from proxy.net.dialer import Dialer
 from proxy.net.front_door import FrontDoor
+from proxy.net.host_names import HostNames
 from proxy.net.hub import Hub, held_back
 from proxy.net.listener import Listener, ListenError
 from proxy.net.mailroom import Mailroom
@@ -100,12 +101,14 @@ class Node:
         self.client_tls = client_tls(settings)
         self.server_tls = ServerTlsContexts()
         self.scram_keys = ScramKeyCache()
+        self.host_names = HostNames()
         self.client_keys = ClientKeys(settings.auth.cached_keys)
         self.auth_queries = AuthQueries(
             AskSettings(settings.auth.verifier_timeout, settings.auth.idle_timeout),
             clock=self.clock,
             tls_contexts=self.server_tls,
             keys=self.scram_keys,
+            names=self.host_names,
         )
         self.server_logins = ServerLogins(
             self.auth_queries.ask, self.client_keys, clock=self.clock, limits=server_login_limits(settings)
@@ -130,6 +133,7 @@ class Node:
             chance=random.SystemRandom(),
             tls_contexts=self.server_tls,
             keys=self.scram_keys,
+            names=self.host_names,
             client_keys=self.client_keys,
             on_key_refused=partial(self.server_logins.doubt, surely=True),
         )
@@ -268,6 +272,7 @@ class Node:
         self.mailroom.close()
         await self.resolver.close()
         self.auth_queries.close()
+        self.host_names.close()
 
     def _make_console(self, build: BuildInfo) -> Console | None:
         rules = console_rules(self.settings)

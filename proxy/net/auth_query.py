@@ -20,6 +20,7 @@ import structlog
 
 from proxy.net.backend_handshake import BackendOpenFailed, open_backend, printable
 from proxy.net.handshake_io import HandshakeSocket, PeerGone
+from proxy.net.host_names import HostNames
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.tls import ServerTlsContexts
 from proxy.routing.server_logins import CannotAsk, ServerRole
@@ -68,18 +69,22 @@ class AuthQueries:
         clock: Callable[[], float],
         tls_contexts: ServerTlsContexts,
         keys: ScramKeyCache,
+        names: HostNames,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._tls = tls_contexts
         self._keys = keys
+        self._names = names
         self._lines: dict[int, _Line] = {}
 
     async def ask(self, server: ServerInfo, user: str) -> ServerRole | None:
         """Ask for a role that may log in, None where there is none; raises CannotAsk."""
         line = self._lines.get(server.server_id)
         if line is None:
-            line = self._lines[server.server_id] = _Line(self._settings, self._clock, self._tls, self._keys)
+            line = self._lines[server.server_id] = _Line(
+                self._settings, self._clock, self._tls, self._keys, self._names
+            )
         if line.waiting >= MAX_WAITING:
             raise CannotAsk(f"{MAX_WAITING} logins wait for its answer already")
         line.waiting += 1
@@ -121,7 +126,12 @@ class _Line:
     """The connection to one server, and when it may be tried again."""
 
     def __init__(
-        self, settings: AskSettings, clock: Callable[[], float], tls: ServerTlsContexts, keys: ScramKeyCache
+        self,
+        settings: AskSettings,
+        clock: Callable[[], float],
+        tls: ServerTlsContexts,
+        keys: ScramKeyCache,
+        names: HostNames,
     ) -> None:
         self.lock = asyncio.Lock()
         self.waiting = 0
@@ -131,6 +141,7 @@ class _Line:
         self._clock = clock
         self._tls = tls
         self._keys = keys
+        self._names = names
         self._server: ServerInfo | None = None
         self._failures = 0
         self._retry_at = 0.0
@@ -205,6 +216,7 @@ class _Line:
                 connect_timeout=self._settings.timeout,
                 tls_contexts=self._tls,
                 keys=self._keys,
+                names=self._names,
                 startup_parameters=own_settings,
             )
         except BackendOpenFailed as failure:

@@ -29,6 +29,7 @@ from proxy.auth import (
 )
 from proxy.net.endpoints import DialFailed, Endpoint, dial, find_endpoints
 from proxy.net.handshake_io import HandshakeSocket, PeerGone, TlsFailed
+from proxy.net.host_names import HostNames
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.tls import ALPN, ServerTlsContexts, TlsConfigError
 from proxy.wire import ProtocolError, framing
@@ -104,6 +105,7 @@ class _Options:
     connect_timeout: float
     tls: ServerTlsContexts
     keys: ScramKeyCache
+    names: HostNames
     client_key: ClientKey | None
     random: Callable[[int], bytes]
 
@@ -133,6 +135,7 @@ async def open_backend(
     connect_timeout: float,
     tls_contexts: ServerTlsContexts,
     keys: ScramKeyCache | None = None,
+    names: HostNames | None = None,
     client_key: ClientKey | None = None,
     random: Callable[[int], bytes] = os.urandom,
     startup_parameters: Sequence[tuple[str, str]] = (),
@@ -140,7 +143,8 @@ async def open_backend(
     """Log in to a database, at the first of the server's addresses that answers.
 
     `connect_timeout` is in seconds and for each address that is tried; the next one is tried only where a failure has
-    nothing to do with the login itself.  `keys` spares hashing the password each time.  `client_key` stands in for the
+    nothing to do with the login itself.  `keys` spares hashing the password each time, and `names`
+    looking a host up twice at once.  `client_key` stands in for the
     password: with it there is only SCRAM.  A server that does not know the protocol that it is asked for names an older
     one, which is spoken then.
 
@@ -148,7 +152,7 @@ async def open_backend(
     """
     parameters = (("user", credentials.user), ("database", database), *startup_parameters)
     startup = StartupMessage(PROTOCOLS[server.protocol], parameters)
-    options = _Options(connect_timeout, tls_contexts, keys or ScramKeyCache(), client_key, random)
+    options = _Options(connect_timeout, tls_contexts, keys or ScramKeyCache(), names or HostNames(), client_key, random)
     failure = BackendOpenFailed(f'server "{server.name}" has no address', whole_server=True)
     for address in server.addresses:
         try:
@@ -236,7 +240,7 @@ async def _open_at(
     failure: BackendOpenFailed | None = None
     try:
         async with asyncio.timeout(limit):
-            endpoints = await find_endpoints(address)
+            endpoints = await find_endpoints(address, options.names)
     except (DialFailed, TimeoutError) as error:
         timed_out = not isinstance(error, DialFailed)
         reason = f"looking up its host name took more than {limit:g} s" if timed_out else error

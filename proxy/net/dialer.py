@@ -14,6 +14,7 @@ from proxy.auth import ClientKey, ClientKeys
 from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_backend
 from proxy.net.backend_link import BackendLink, link_of
 from proxy.net.cancel import CancelUncertain, send_cancel
+from proxy.net.host_names import HostNames
 from proxy.net.hub import KEY_REFUSED, Hub
 from proxy.net.pipe_link import PipeBackend
 from proxy.net.scram_keys import ScramKeyCache
@@ -75,6 +76,7 @@ class Dialer:
         chance: random.Random,
         tls_contexts: ServerTlsContexts,
         keys: ScramKeyCache,
+        names: HostNames,
         client_keys: ClientKeys,
         on_key_refused: Callable[[int, int, str], None],
     ) -> None:
@@ -86,6 +88,7 @@ class Dialer:
         self._chance = chance
         self._tls = tls_contexts
         self._keys = keys
+        self._names = names
         self._client_keys = client_keys
         self._on_key_refused = on_key_refused
         self._cancels: dict[int, asyncio.Semaphore] = {}
@@ -104,6 +107,7 @@ class Dialer:
                 connect_timeout=entry.pool.connect_timeout,
                 tls_contexts=self._tls,
                 keys=self._keys,
+                names=self._names,
                 client_key=client_key,
                 startup_parameters=target.startup,
             )

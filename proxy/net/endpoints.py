@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from proxy.net.handshake_io import reason_of
+from proxy.net.host_names import Found, HostNames
 from registry.contract import Address
 
 MAX_ENDPOINTS: Final = 8
@@ -43,7 +44,7 @@ class Endpoint:
         return shown if self.address[0] == self.host else f"{shown} ({self.address[0]})"
 
 
-async def find_endpoints(address: Address) -> Sequence[Endpoint]:
+async def find_endpoints(address: Address, names: HostNames) -> Sequence[Endpoint]:
     """Look up a host, in a thread unless it is a numeric address or a Unix socket's directory.
 
     Raises DialFailed when the name is not known.
@@ -51,14 +52,14 @@ async def find_endpoints(address: Address) -> Sequence[Endpoint]:
     if address.host.startswith("/"):
         path = os.path.join(address.host, f".s.PGSQL.{address.port}")  # noqa: PTH118 - no file is touched
         return [Endpoint(address.host, address.port, socket.AF_UNIX, path)]
+    found: Found
     try:
         found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         )
     except socket.gaierror:
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            found = await names.find(address.host, address.port)
         except (OSError, UnicodeError) as error:
             reason = reason_of(error) if isinstance(error, OSError) else "not a host name"
             raise DialFailed(f"host name {address.host!r} could not be resolved: {reason}") from None

@@ -14,6 +14,7 @@ from harness.rawclient import frame
 from harness.waiting import eventually
 
 from proxy.net.auth_query import AskSettings, AuthQueries
+from proxy.net.host_names import HostNames
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.tls import ServerTlsContexts
 from proxy.routing.server_logins import CannotAsk, ServerRole
@@ -46,7 +47,9 @@ def answering(*answers: bytes, asked: list[list[bytes]] | None = None) -> Script
 async def asking(
     script: Script, settings: AskSettings = PROMPT, *, query: str = DEFAULT_AUTH_QUERY
 ) -> AsyncIterator[tuple[AuthQueries, ServerInfo, FakeServer]]:
-    queries = AuthQueries(settings, clock=time.monotonic, tls_contexts=ServerTlsContexts(), keys=ScramKeyCache())
+    queries = AuthQueries(
+        settings, clock=time.monotonic, tls_contexts=ServerTlsContexts(), keys=ScramKeyCache(), names=HostNames()
+    )
     async with FakeServer(script) as server:
         auth = AuthQuery(Credentials("asker"), "postgres", query)
         address = Address("127.0.0.1", server.port)

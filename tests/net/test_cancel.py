@@ -17,6 +17,7 @@ from proxy.demo.facts import ServerFacts
 from proxy.net.backend_handshake import ReadyBackend, open_backend
 from proxy.net.cancel import CancelUncertain, send_cancel
 from proxy.net.endpoints import Endpoint, find_endpoints
+from proxy.net.host_names import HostNames
 from proxy.net.tls import ServerTlsContexts
 from registry.contract import Address, Credentials, ProtocolVersion, Secret, ServerInfo, TlsMode
 
@@ -79,7 +80,7 @@ async def test_a_long_key_of_protocol_3_2_is_sent_whole(
 
 
 async def endpoint_of(port: int) -> Endpoint:
-    return (await find_endpoints(Address("127.0.0.1", port)))[0]
+    return (await find_endpoints(Address("127.0.0.1", port), HostNames()))[0]
 
 
 async def cancel_at(

@@ -18,6 +18,7 @@ from proxy.demo.facts import ServerFacts
 from proxy.net.backend_handshake import BackendOpenFailed, open_backend
 from proxy.net.cancel import send_cancel
 from proxy.net.endpoints import find_endpoints
+from proxy.net.host_names import HostNames
 from proxy.net.tls import ServerTlsContexts
 from registry.contract import Address, Credentials, Secret, ServerInfo, TlsMode, TlsNegotiation, TlsVersion
 
@@ -73,7 +74,7 @@ async def test_the_server_is_told_the_host_name_and_the_protocol(
     async with FakeServer(script, context) as fake:
         info = server(Address(host, fake.port), certificate)
         assert await opened(info)
-        endpoint = (await find_endpoints(info.addresses[0]))[0]
+        endpoint = (await find_endpoints(info.addresses[0], HostNames()))[0]
         assert await send_cancel(
             info,
             endpoint,
