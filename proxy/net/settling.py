@@ -93,11 +93,14 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
         spread_reset(touched, client.startup, client.parameters)
         _weigh_reports(backend, touched)
     if pins & (_STAYS | sticky) or (pins & ASKABLE and not asked):
-        if touched is not None and not pins & PIN_DOUBT and restored_names(touched, client.startup):
-            _ask(backend, inquire_restoring(touched, client.startup, client.parameters))
+        names = [] if touched is None or pins & PIN_DOUBT else restored_names(touched, client.startup)
+        if names:
+            _ask(backend, inquire_restoring(names, client.startup))
         elif pins & PIN_SESSION:
             front.touched = None
             front.pins &= ~UNSETTLED
+        elif touched is not None:
+            touched.doubtful = False
         return True
     if touched is None and not asked:
         return False
@@ -105,7 +108,7 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
         touched = TouchedSettings()
         front.touched = touched
     reported = _reported(state)
-    inquiry = inquire(touched, asked, client.startup, client.parameters, reported, backend.entry.pool.role)
+    inquiry = inquire(touched, asked, client.startup, reported, backend.entry.pool.role)
     if inquiry.statement:
         _ask(backend, inquiry)
         return True
@@ -137,8 +140,11 @@ def restore(backend: BackendLink, client: ClientLink) -> None:
         return
     spread_reset(touched, client.startup, client.parameters)
     _weigh_reports(backend, touched)
-    if restored_names(touched, client.startup):
-        inquiry = inquire_restoring(touched, client.startup, client.parameters)
+    names = [
+        name for name in restored_names(touched, client.startup) if touched.doubtful or touched.names[name] & LAST_RESET
+    ]
+    if names:
+        inquiry = inquire_restoring(names, client.startup)
         inquiry.within_transaction = True
         _ask(backend, inquiry)
 
@@ -176,10 +182,11 @@ def answered(backend: BackendLink, client: ClientLink) -> None:
         if row is None and not inquiry.within_transaction:
             front.pins |= PIN_SET
         if touched is not None:
-            for at, name in enumerate(inquiry.restored):
+            for name in inquiry.restored:
                 touched.names[name] = TOUCH_SET
-                if row is not None and inquiry.within_transaction:
-                    touched.given_back[name] = row[2 * at] or b""
+            if not inquiry.within_transaction:
+                touched.taken.clear()
+                touched.doubtful = False
         return
     if row is None or len(row) != len(inquiry.names) + len(inquiry.facts):
         # It stays as it is, and pinned.
@@ -249,13 +256,15 @@ def _digest(backend: BackendLink, client: ClientLink) -> None:
     touched = front.touched
     if touched is None:
         touched = TouchedSettings()
-    touched.doubtful = state.pins & ROLLED_BACK != 0
+    touched.doubtful = touched.doubtful or state.pins & ROLLED_BACK != 0
     state.has_set = False
     _read_notes(state, client, touched)
     if state.pins & RESET_ALL:
         touched.reset_all()
-    if touched.everything and not touched.doubtful and not state.pins & PIN_SET:
-        front.pins &= ~PIN_SET
+    if front.pins & PIN_SET and touched.everything and not touched.doubtful and not state.pins & PIN_SET:
+        # What could not be read may have been a role, which RESET ALL does not take away.
+        front.pins = (front.pins & ~PIN_SET) | PIN_ROLE
+        front.proven &= ~PIN_ROLE
     _take_reports(state, touched)
     front.texts.kept.clear()
     front.pins &= ~(KEPT | CALLED)

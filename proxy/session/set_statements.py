@@ -102,14 +102,14 @@ class TouchedSettings:
     """What a client has done to its settings since their values were last known.
 
     `names` has the lower-case names and what was done (bits); `doubtful` says that some of it may not have lasted.
-    `given_back` has the startup parameters that were set again within a transaction, with the values they had before.
+    `taken` has those that were taken away at any time, whatever was done to them since.
     """
 
-    __slots__ = ("doubtful", "everything", "given_back", "names", "role", "statements", "unreadable")
+    __slots__ = ("doubtful", "everything", "names", "role", "statements", "taken", "unreadable")
 
     def __init__(self) -> None:
         self.names: dict[bytes, int] = {}
-        self.given_back: dict[bytes, bytes] = {}
+        self.taken: set[bytes] = set()
         self.everything = False
         self.unreadable = False
         self.role = False
@@ -128,12 +128,15 @@ class TouchedSettings:
             self.unreadable = True
         else:
             self.names[key] = (self.names.get(key, 0) & ~LAST_RESET) | done
+            if done & TOUCH_RESET:
+                self.taken.add(key)
 
     def reset_all(self) -> None:
         """Note that all settings were taken away."""
         self.everything = True
         for name in self.names:
             self.names[name] |= TOUCH_RESET | LAST_RESET
+            self.taken.add(name)
 
     def read(self, text: bytes, *, standard_strings: bool, only_calls: bool = False) -> None:
         """Read the statements of a text that was executed, at least in part.

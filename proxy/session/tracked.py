@@ -71,24 +71,20 @@ def inquire(
     touched: TouchedSettings,
     facts: int,
     startup: ParameterSet,
-    applied: ParameterSet,
     reported: Mapping[bytes, bytes],
     user: str,
 ) -> Inquiry:
     """Make the statement that finds out what is in force; it is empty when nothing has to be asked.
 
-    `facts` are pins that the server is asked about, `applied` the settings that were in force before, `reported` what
-    the server has reported (by names in lower case), `user` the role that the backend has logged in as.
+    `facts` are pins that the server is asked about, `reported` what the server has reported (by names in lower case),
+    `user` the role that the backend has logged in as.
     """
     restored = restored_names(touched, startup)
     columns: list[bytes] = []
     names: list[bytes] = []
     for name in touched.names:
         if name in restored:
-            columns.append(_restoring(name, touched, startup, applied))
-            names.append(name)
-        elif name in touched.given_back and name in startup.values:
-            columns.append(_restoring_again(name, touched, startup))
+            columns.append(_given(name, startup) if _is_surely_reset(touched, name) else _given_if_reset(name, startup))
             names.append(name)
         elif name not in reported:
             columns.append(_current(name))
@@ -109,23 +105,21 @@ def inquire(
     return Inquiry(statement, names, restored, asked)
 
 
-def inquire_restoring(touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> Inquiry:
-    """Make the statement that only gives startup parameters back; for each a column with the value before, and one."""
-    restored = restored_names(touched, startup)
-    columns = [column for name in restored for column in (_current(name), _restoring(name, touched, startup, applied))]
-    statement = b"SELECT " + b", ".join(columns) if columns else b""
-    inquiry = Inquiry(statement, [name for name in restored for _ in range(2)], restored, [])
+def inquire_restoring(names: list[bytes], startup: ParameterSet) -> Inquiry:
+    """Make the statement that only gives startup parameters back, of those named that are not set."""
+    columns = [_given_if_reset(name, startup) for name in names]
+    inquiry = Inquiry(b"SELECT " + b", ".join(columns), names, names, [])
     inquiry.only_restores = True
     return inquiry
 
 
 def restored_names(touched: TouchedSettings, startup: ParameterSet) -> list[bytes]:
-    """Return the startup parameters that the client has reset, and has not set as well where that is in doubt."""
-    return [
-        name
-        for name, done in touched.names.items()
-        if done & LAST_RESET and name in startup.values and not (touched.doubtful and done & TOUCH_SET)
-    ]
+    """Return the startup parameters that may have to be given back: those that were taken away at any time."""
+    return [name for name in touched.names if name in touched.taken and name in startup.values]
+
+
+def _is_surely_reset(touched: TouchedSettings, name: bytes) -> bool:
+    return touched.names[name] & LAST_RESET != 0 and not touched.doubtful
 
 
 def spread_reset(touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> None:
@@ -134,6 +128,7 @@ def spread_reset(touched: TouchedSettings, startup: ParameterSet, applied: Param
         for settings in (applied.values, startup.values):
             for name in settings:
                 touched.names.setdefault(name, TOUCH_RESET | LAST_RESET)
+                touched.taken.add(name)
         touched.everything = False
 
 
@@ -153,9 +148,13 @@ def followed(
     for name, done in touched.names.items():
         value = values[name]
         before = settings.get(name)
-        if name in inquiry.restored and not (touched.doubtful and before is not None and before[1] == value):
+        if name in inquiry.restored and _is_surely_reset(touched, name):
             settings[name] = startup.values[name]
-        elif value is None or (not done & TOUCH_SET and (before is None or before[1] != value)):
+        elif name in inquiry.restored and before is not None and before[1] == value:
+            pass
+        elif value is None or (
+            name not in inquiry.restored and not done & TOUCH_SET and (before is None or before[1] != value)
+        ):
             settings.pop(name, None)
         else:
             settings[name] = (name, value)
@@ -201,21 +200,6 @@ def _values(row: bytes) -> list[bytes | None]:
     return values
 
 
-def _restoring(name: bytes, touched: TouchedSettings, startup: ParameterSet, applied: ParameterSet) -> bytes:
-    """Give a startup parameter back, unless it is in doubt whether it was taken away and its value has not changed."""
-    before = applied.values.get(name)
-    if not touched.doubtful or before is None:
-        return _given(name, startup)
-    unchanged = _current(name) + b" OPERATOR(pg_catalog.=) " + quoted_literal(before[1])
-    return b"CASE WHEN " + unchanged + b" THEN " + _current(name) + b" ELSE " + _given(name, startup) + b" END"
-
-
-def _restoring_again(name: bytes, touched: TouchedSettings, startup: ParameterSet) -> bytes:
-    """Give a startup parameter back once more, if a rollback has undone that and not the client's RESET before."""
-    undone = b"COALESCE(" + _current(name) + b", '') OPERATOR(pg_catalog.=) " + quoted_literal(touched.given_back[name])
-    return b"CASE WHEN " + undone + b" THEN " + _given(name, startup) + b" ELSE " + _current(name) + b" END"
-
-
 def _current(name: bytes) -> bytes:
     return b"pg_catalog.current_setting(" + quoted_literal(name) + b", true)"
 
@@ -223,3 +207,20 @@ def _current(name: bytes) -> bytes:
 def _given(name: bytes, startup: ParameterSet) -> bytes:
     value = startup.values[name][1]
     return b"pg_catalog.set_config(" + quoted_literal(name) + b", " + quoted_literal(value) + b", false)"
+
+
+def _given_if_reset(name: bytes, startup: ParameterSet) -> bytes:
+    """Give a startup parameter back unless a value is set now, as the session's own: then it stays.
+
+    The server tells that apart by itself, whatever was rolled back.  Of the settings of applications, which it lists
+    nowhere, those are taken for reset that are empty.
+    """
+    is_set = (
+        b"COALESCE((SELECT source OPERATOR(pg_catalog.=) 'session' FROM pg_catalog.pg_settings WHERE"
+        b" pg_catalog.lower(name) OPERATOR(pg_catalog.=) "
+        + quoted_literal(name)
+        + b"), "
+        + _current(name)
+        + b" OPERATOR(pg_catalog.<>) '')"
+    )
+    return b"CASE WHEN " + is_set + b" THEN " + _current(name) + b" ELSE " + _given(name, startup) + b" END"

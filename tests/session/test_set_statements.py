@@ -287,7 +287,7 @@ def follow(one: psycopg.Connection, other: psycopg.Connection, text: str) -> Par
     touched = TouchedSettings()
     touched.read(text.encode(), standard_strings=True)
     assert not touched.unreadable
-    inquiry = inquire(touched, 0, EMPTY, EMPTY, {}, "nobody")
+    inquiry = inquire(touched, 0, EMPTY, {}, "nobody")
     result = one.pgconn.exec_(inquiry.statement)
     values = {name: result.get_value(0, at) for at, name in enumerate(inquiry.names)}
     wanted = ParameterSet(followed(touched, inquiry, values, EMPTY, EMPTY))
@@ -339,7 +339,7 @@ def test_value_is_followed_in_the_servers_own_spelling(
 def test_settings_that_are_too_many_or_too_long_do_not_follow() -> None:
     touched = TouchedSettings()
     touched.add(b"a.b", TOUCH_SET)
-    inquiry = inquire(touched, 0, EMPTY, EMPTY, {}, "nobody")
+    inquiry = inquire(touched, 0, EMPTY, {}, "nobody")
     with pytest.raises(ValueError, match="long"):
         followed(touched, inquiry, {b"a.b": b"x" * 10_000}, EMPTY, EMPTY)
     many = ParameterSet(parameter_pairs((f"a.n{number}".encode(), b"x") for number in range(64)))
