@@ -41,7 +41,14 @@ from proxy.session.pins import (
     pin_names,
 )
 from proxy.session.replies import BackState
-from proxy.session.set_statements import LAST_RESET, TOUCH_RESET, TOUCH_SET, TouchedSettings, is_safe_text
+from proxy.session.set_statements import (
+    LAST_RESET,
+    TOUCH_RESET,
+    TOUCH_SET,
+    TouchedSettings,
+    has_block_that_sets,
+    is_safe_text,
+)
 from proxy.session.tracked import (
     Inquiry,
     first_row,
@@ -140,9 +147,8 @@ def restore(backend: BackendLink, client: ClientLink) -> None:
         return
     spread_reset(touched, client.startup, client.parameters)
     _weigh_reports(backend, touched)
-    names = [
-        name for name in restored_names(touched, client.startup) if touched.doubtful or touched.names[name] & LAST_RESET
-    ]
+    names = restored_names(touched, client.startup)
+    touched.open |= touched.taken
     if names:
         inquiry = inquire_restoring(names, client.startup)
         inquiry.within_transaction = True
@@ -186,6 +192,7 @@ def answered(backend: BackendLink, client: ClientLink) -> None:
                 touched.names[name] = TOUCH_SET
             if not inquiry.within_transaction:
                 touched.taken.clear()
+                touched.open.clear()
                 touched.doubtful = False
         return
     if row is None or len(row) != len(inquiry.names) + len(inquiry.facts):
@@ -283,7 +290,7 @@ def _digest(backend: BackendLink, client: ClientLink) -> None:
 
 def _read_notes(state: BackState, client: ClientLink, touched: TouchedSettings) -> None:
     """Read the texts kept; a tag without any text that could have caused it comes from one that cannot be read."""
-    encoding = state.params.get(b"client_encoding", b"")
+    encoding = b"" if b"client_encoding" in state.before else state.params.get(b"client_encoding", b"")
     name = b"standard_conforming_strings"
     standard = (
         state.params.get(name) == b"on"
@@ -294,9 +301,9 @@ def _read_notes(state: BackState, client: ClientLink, touched: TouchedSettings) 
     before = touched.statements
     only_calls = not state.pins & (PIN_SET | TO_RESET)
     for text in client.front.texts.kept:
-        if is_safe_text(text, encoding):
+        if is_safe_text(text, b"" if b"client_encoding" in touched.names else encoding):
             touched.read(text, standard_strings=standard, only_calls=only_calls)
-        elif not only_calls or b"set_config" in text.lower():
+        elif not only_calls or b"set_config" in text.lower() or has_block_that_sets(text):
             touched.unreadable = True
     unexplained = state.pins & PIN_SET or (state.pins & TO_RESET and not state.pins & RESET_ALL)
     if touched.statements == before and unexplained:

@@ -47,6 +47,7 @@ _BEGINNINGS: Final = tuple(
 )
 _READABLE_CALL: Final = re.compile(rb"\bset_config\s*\(\s*'([a-z_][a-z0-9_$.]*)'\s*,", re.IGNORECASE)
 _ANY_CALL: Final = re.compile(rb"\bset_config\b", re.IGNORECASE)
+_FOR_LATER: Final = re.compile(rb"\bprepare\b", re.IGNORECASE)
 
 
 def session_markers(text: bytes) -> int:
@@ -93,5 +94,5 @@ def all_names_in_calls(text: bytes) -> list[bytes]:
 
 
 def calls_are_readable(text: bytes) -> bool:
-    """Say whether every call of `set_config` names its setting in so many words."""
-    return len(_ANY_CALL.findall(text)) == len(_READABLE_CALL.findall(text))
+    """Say whether every call of `set_config` names its setting in so many words, and is made now."""
+    return len(_ANY_CALL.findall(text)) == len(_READABLE_CALL.findall(text)) and _FOR_LATER.search(text) is None

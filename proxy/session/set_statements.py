@@ -47,6 +47,11 @@ _COMMENT_PART: Final = re.compile(rb"/\*|\*/")
 _FOR_TRANSACTION: Final = re.compile(rb"\s*set\s+(?:local|transaction)\s+[a-z\"]", re.IGNORECASE)
 _FIRST_SET: Final = re.compile(rb"\s*(?:re)?set\b", re.IGNORECASE)
 _ONE_SET: Final = re.compile(rb"\s*(?:set\s+(?:local\s+|session\s+)?|reset\s+)([a-z_][a-z0-9_.]*)", re.IGNORECASE)
+_BLOCK: Final = re.compile(rb"\bdo\s*(?:language\s+\w+\s*)?(?:\$|e?')", re.IGNORECASE)
+_WITHIN_BLOCK: Final = re.compile(
+    rb"(?:[;'$]|\b(?:begin|then|else|loop))\s*\b(?P<verb>set|reset)\s+(?P<rest>[^;'=$]{1,160})", re.IGNORECASE
+)
+_BLOCK_TOKEN: Final = re.compile(rb'"(?:[^"]|"")*"|[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*|[^ \t\n\r\f\v]')
 _SAFE_ENCODINGS: Final = (b"UTF", b"LATIN", b"WIN", b"ISO", b"KOI8", b"EUC", b"SQL_ASCII", b"MULE")
 """Beginnings of the client encodings in which a backslash or quote is never the second byte of a character."""
 _OF_TRANSACTION: Final = frozenset((b"transaction_isolation", b"transaction_read_only", b"transaction_deferrable"))
@@ -78,6 +83,11 @@ def is_safe_text(text: bytes, client_encoding: bytes) -> bool:
     return text.isascii() or client_encoding.upper().startswith(_SAFE_ENCODINGS)
 
 
+def has_block_that_sets(text: bytes) -> bool:
+    """Say whether a text has a DO block in which SET or RESET is a statement, or the beginning of a string."""
+    return _BLOCK.search(text) is not None and _WITHIN_BLOCK.search(text) is not None
+
+
 def shift_of(text: bytes) -> bytes:
     """Return what a text that may set something does to the meaning of statements that are parsed after it.
 
@@ -102,14 +112,16 @@ class TouchedSettings:
     """What a client has done to its settings since their values were last known.
 
     `names` has the lower-case names and what was done (bits); `doubtful` says that some of it may not have lasted.
-    `taken` has those that were taken away at any time, whatever was done to them since.
+    `taken` has those that were taken away at any time, whatever was done to them since; `open` those of which that may
+    still be undone, or not, by a transaction in which they were given back.
     """
 
-    __slots__ = ("doubtful", "everything", "names", "role", "statements", "taken", "unreadable")
+    __slots__ = ("doubtful", "everything", "names", "open", "role", "statements", "taken", "unreadable")
 
     def __init__(self) -> None:
         self.names: dict[bytes, int] = {}
         self.taken: set[bytes] = set()
+        self.open: set[bytes] = set()
         self.everything = False
         self.unreadable = False
         self.role = False
@@ -151,8 +163,11 @@ class TouchedSettings:
         if not text:
             self.statements += 1
             return
-        calls = b"set_config" in text.lower()
+        block = has_block_that_sets(text)
+        calls = block or b"set_config" in text.lower()
         try:
+            if block:
+                self._read_block(text)
             for tokens, statement in _statements(text, standard_strings=standard_strings):
                 if tokens and tokens[0] in (b"set", b"reset"):
                     self.statements += 1
@@ -164,6 +179,13 @@ class TouchedSettings:
         except UnreadableText:
             self.unreadable = self.unreadable or calls or not only_calls
             self.statements += 1
+
+    def _read_block(self, text: bytes) -> None:
+        """Note what a DO block may set or take away, of which no command tag tells."""
+        self.doubtful = True
+        for found in _WITHIN_BLOCK.finditer(text):
+            tokens = [token.lower() for token in _BLOCK_TOKEN.findall(found["rest"])][:MAX_TOKENS]
+            self._take([found["verb"].lower(), *tokens, *([] if found["verb"].lower() == b"reset" else [b"=", b"x"])])
 
     def _take(self, tokens: list[bytes]) -> None:
         if tokens[0] == b"reset":
@@ -231,6 +253,7 @@ def _statements(text: bytes, *, standard_strings: bool) -> Iterator[tuple[list[b
     tokens: list[bytes] = []
     pos = 0
     start = 0
+    escaped = False
     while pos < len(text):
         match = _TOKEN.match(text, pos)
         assert match is not None
@@ -246,12 +269,15 @@ def _statements(text: bytes, *, standard_strings: bool) -> Iterator[tuple[list[b
             tokens = []
             start = pos
             continue
+        continued, escaped = escaped, kind == "escape" or (escaped and kind == "string")
         if kind == "dollar":
             stop = text.find(token, pos)
             if stop < 0:
                 raise UnreadableText
             pos = stop + len(token)
-        elif (kind == "string" and b"\\" in token and not standard_strings) or (kind == "other" and token in b"'\""):
+        elif (kind == "string" and b"\\" in token and (continued or not standard_strings)) or (
+            kind == "other" and token in b"'\""
+        ):
             # Where the string ends cannot be told.
             raise UnreadableText
         elif kind == "word":

@@ -14,9 +14,9 @@ from typing import Final
 from librt.strings import read_i64_le
 from mypy_extensions import i64
 
-from proxy.session.markers import calls_are_readable, session_markers
-from proxy.session.pins import CALLED, KEPT, PIN_SET_CONFIG
-from proxy.session.set_statements import UNREADABLE, is_for_transaction_only, shift_of
+from proxy.session.markers import calls_are_readable, names_in_calls, session_markers
+from proxy.session.pins import CALLED, KEPT, PIN_SET, PIN_SET_CONFIG
+from proxy.session.set_statements import UNREADABLE, has_block_that_sets, is_for_transaction_only, shift_of
 from proxy.wire.framing import find_zero
 
 LONG_TEXT: Final = 512
@@ -125,7 +125,7 @@ def find_semicolon(text: bytes, start: i64, end: i64) -> i64:
 
 
 def may_set(data: bytes, start: i64, end: i64) -> bool:
-    """Say in one quick look whether the statement in `data[start:end]` may be SET or RESET."""
+    """Say in one quick look whether the statement in `data[start:end]` may be SET or RESET, or a DO with one in it."""
     while start < end and data[start] <= 0x20:
         start += 1
     if start + 5 > end:
@@ -135,8 +135,19 @@ def may_set(data: bytes, start: i64, end: i64) -> bool:
         return (data[start + 2] | 0x20) == 0x74
     if letter == 0x72:
         return (data[start + 2] | 0x20) == 0x73
+    if letter == 0x64:
+        return (data[start + 1] | 0x20) == 0x6F
     # A comment, perhaps with SET behind it.
     return letter < 0x61
+
+
+def _begins_block(text: bytes, start: i64, end: i64) -> bool:
+    """Say whether a text of which not all is there may be a DO block."""
+    return text[start : min(end, start + TAIL_SIZE)].lstrip()[:2].lower() == b"do"
+
+
+def _sets_without_tag(text: bytes) -> bool:
+    return len(names_in_calls(text)) != 0 or has_block_that_sets(text)
 
 
 class Texts:
@@ -158,6 +169,8 @@ class Texts:
         """Look at the statements of a Query in `data[start:end]`, of which more is to come unless it is whole."""
         marks = self._marks(data, start, end, whole)
         if not whole:
+            if _begins_block(data, start, end):
+                marks |= PIN_SET
             return marks | self._keep(UNREADABLE)
         if marks & PIN_SET_CONFIG and calls_are_readable(data[start:end]):
             marks ^= PIN_SET_CONFIG | CALLED
@@ -179,6 +192,8 @@ class Texts:
             return
         text = b""
         if not whole:
+            if _begins_block(data, start, end):
+                marks |= PIN_SET
             self.sticky |= marks
             text = UNREADABLE if sets else b""
         elif sets or marks & (PIN_SET_CONFIG | KEPT):
@@ -228,7 +243,11 @@ class Texts:
             self.sticky |= forgotten ^ (PIN_SET_CONFIG | CALLED) if forgotten & CALLED else forgotten
 
     def _keep(self, text: bytes) -> i64:
-        """Keep a text until the command tags tell whether it has set something."""
+        """Keep a text until the command tags tell whether it has set something.
+
+        A text that cannot be kept is unreadable if a tag says so; if none would tell, its client is pinned.
+        """
+        marks: i64 = KEPT
         if text != UNREADABLE:
             if text.lower().find(b"set") < 0:
                 return 0
@@ -236,15 +255,24 @@ class Texts:
             if is_for_transaction_only(text):
                 text = b""
             elif len(text) > MAX_KEPT_TEXT:
+                if _sets_without_tag(text):
+                    marks |= PIN_SET
                 text = UNREADABLE
+            elif has_block_that_sets(text):
+                marks |= CALLED
         else:
             self.shift = UNREADABLE
         if len(self.kept) >= MAX_KEPT:
+            if _sets_without_tag(text):
+                marks |= PIN_SET
+            for kept in self.kept:
+                if _sets_without_tag(kept):
+                    marks |= PIN_SET
             self.kept.clear()
             text = UNREADABLE
         if len(self.kept) == 0 or self.kept[-1] != text:
             self.kept.append(text)
-        return KEPT
+        return marks
 
     def _marks(self, data: bytes, start: i64, end: i64, last: bool) -> i64:
         """Look for the words of session state in a piece of a statement."""

@@ -114,8 +114,14 @@ def inquire_restoring(names: list[bytes], startup: ParameterSet) -> Inquiry:
 
 
 def restored_names(touched: TouchedSettings, startup: ParameterSet) -> list[bytes]:
-    """Return the startup parameters that may have to be given back: those that were taken away at any time."""
-    return [name for name in touched.names if name in touched.taken and name in startup.values]
+    """Return the startup parameters that have to be given back, or may have to."""
+    return [
+        name
+        for name, done in touched.names.items()
+        if name in startup.values
+        and name in touched.taken
+        and (done & LAST_RESET or touched.doubtful or name in touched.open)
+    ]
 
 
 def _is_surely_reset(touched: TouchedSettings, name: bytes) -> bool:

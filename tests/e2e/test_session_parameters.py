@@ -226,8 +226,8 @@ DOUBTFUL = [
     ["begin", "set time zone 'UTC'", "reset time zone", "commit", "begin", "set work_mem = '1MB'", "rollback"],
     ["begin", "reset time zone", "commit", "begin", "set time zone 'UTC'", "set app.tenant = 'x'", "rollback"],
     ["begin", "set app.tenant = 'a'", "reset app.tenant", "commit", "begin", "set app.tenant = 'b'", "rollback"],
-    ["set statement_timeout = 7", "begin", "reset all", "rollback"],
-    ["reset statement_timeout", "begin", "set statement_timeout = 7", "rollback", "begin", "reset all", "rollback"],
+    ["set statement_timeout = 7000", "begin", "reset all", "rollback"],
+    ["reset statement_timeout", "begin", "set statement_timeout = 7000", "rollback", "begin", "reset all", "rollback"],
     ["begin", "reset statement_timeout", "set statement_timeout = 0", "savepoint a", "reset all", "rollback to a"],
     ["begin", "reset time zone", "savepoint a", "set time zone 'UTC'", "rollback to a", "commit"],
     ["begin", "set local time zone 'UTC'", "reset time zone", "rollback and chain", "set search_path = public"],
@@ -364,6 +364,71 @@ UNREADABLE = [
     ("settings", " UPDATE ONLY \"pg_catalog\".pg_settings SET setting = 'german' WHERE name = 'DateStyle'"),
     ("set_config", "select set_config(n, 'x', false) from (values ('app.tenant')) as v (n)"),
 ]
+
+
+FAR = "x" * 5000
+HIDDEN: list[list[bytes]] = [
+    [query("do $$ begin set search_path = pg_catalog; end $$")],
+    [query("do $$ begin if true then set session search_path to pg_catalog; end if; end $$"), query("select 1")],
+    [query("do $$ begin execute 'set search_path = pg_catalog'; end $$")],
+    [query("/* x */ select 1; do language plpgsql 'begin reset all; set search_path = pg_catalog; end'")],
+    [extended("do $$ begin set app.tenant = 'hidden'; end $$"), sync()],
+    [query("begin"), *(query(f"select set_config('app.n{n % 50}', '{n}', false)") for n in range(50)), query("commit")],
+]
+HARD: list[tuple[str, list[bytes]]] = [
+    ("settings", [query("set application_name = 'x'; select E'a'\n'\\''; set search_path = pg_catalog --'")]),
+    ("settings", [query(f"select set_config('search_path', 'pg_catalog', false), '{FAR}'")]),
+    ("settings", [extended(f"select set_config('search_path', 'pg_catalog', false), '{FAR}'"), sync()]),
+    ("settings", [query(f"do $$ begin set search_path = pg_catalog; perform '{FAR}'; end $$")]),
+    ("settings", [query(f"do $$ begin set search_path = pg_catalog; perform '{FAR * 3}'; end $$")]),
+    ("settings", [query("do $$ begin execute format('set %I = pg_catalog', 'search_path'); end $$")]),
+    ("set_config", [query("prepare p as select set_config('search_path', 'pg_catalog', false)"), query("execute p")]),
+]
+
+
+@pytest.mark.parametrize("steps", HIDDEN, ids=range(len(HIDDEN)))
+def test_what_no_command_tag_tells_follows_its_client_all_the_same(
+    steps: list[bytes], world: World, alone: TenantUnderTest
+) -> None:
+    if len(steps) < 10:
+        same_as_alone(world, alone, [steps])
+    with login(world.proxy, alone) as other, login(world.proxy, alone) as client:
+        before = other.rows(LOOK)
+        for step in steps:
+            client.send(step)
+            if step[:1] in b"QS":
+                client.read_until("Z")
+        assert len(steps) < 10 or pins(world) == {"settings"}
+        client.rows("discard all")
+        assert other.rows(LOOK) == before
+    assert leftovers(world.proxy, alone, 1) == set()
+
+
+@pytest.mark.parametrize(("reason", "steps"), HARD, ids=range(len(HARD)))
+def test_what_no_command_tag_tells_and_nobody_can_read_pins(
+    reason: str, steps: list[bytes], world: World, alone: TenantUnderTest
+) -> None:
+    with login(world.proxy, alone) as client:
+        for step in steps:
+            client.send(step)
+            if step[:1] in b"QS":
+                client.read_until("Z")
+        assert reason in pins(world)
+        assert client.rows("show search_path") == [("pg_catalog",)]
+        client.rows("discard all")
+        assert pins(world) == set()
+        with login(world.proxy, alone) as other:
+            assert other.rows("show search_path") != [("pg_catalog",)]
+    assert leftovers(world.proxy, alone, 1) == set()
+
+
+def test_role_that_nobody_could_read_outlives_reset_all(world: World, alone: TenantUnderTest) -> None:
+    with login(world.proxy, alone) as client:
+        client.rows("select 1; " * 1000 + "set role none; select set_config('role', current_user, false)")
+        client.rows("reset all")
+        assert pins(world) == {"role"}
+        client.rows("reset role")
+        assert pins(world) == set()
 
 
 @pytest.mark.parametrize(("reason", "text"), UNREADABLE, ids=range(len(UNREADABLE)))
