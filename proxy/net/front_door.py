@@ -166,7 +166,7 @@ class FrontDoor:
         self._flights = SingleFlight()
         self._turnstile = Turnstile()
         self._next_ident = 1
-        self._statements = StatementTable()
+        self._statements = StatementTable(secrets.token_hex(8).encode())
         self._promised: set[int] = set()
         self.clients: dict[int, ClientLink] = {}
         self.console: Console | None = None

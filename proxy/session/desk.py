@@ -42,7 +42,6 @@ from proxy.session.statements import (
     NOTE_INJECTED,
     NOTE_PARSE,
     NOTE_UNNAMED,
-    QUOTED_PREFIX,
     SPARE_STATEMENT,
     Book,
     Copy,
@@ -297,10 +296,12 @@ class Desk:
 
     def told(self, error: bytes) -> bytes:
         """An ErrorResponse with the client's own name for a statement in place of the proxy's."""
-        start = error.find(QUOTED_PREFIX) + 1
-        stop = error.find(b'"', start)
-        if start == 0 or stop < 0 or self.book is None:
+        start = error.find(NAME_PREFIX)
+        if start < 0 or self.book is None:
             return error
+        stop = start
+        while stop < len(error) and (error[stop : stop + 1].isalnum() or error[stop] == 0x5F):
+            stop += 1
         wanted = error[start:stop]
         for name, named in self.book.names.items():
             if named.statement.name == wanted:

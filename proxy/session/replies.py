@@ -41,7 +41,7 @@ from proxy.session.reply_queue import (
     SWALLOW,
     ReplyQueue,
 )
-from proxy.session.statements import NOTE_DUPLICATE, NOTE_FAIL, QUOTED_PREFIX, shape_of
+from proxy.session.statements import NAME_PREFIX, NOTE_DUPLICATE, NOTE_FAIL, shape_of
 from proxy.wire.framing import (
     B_AUTHENTICATION,
     B_BACKEND_KEY_DATA,
@@ -244,7 +244,7 @@ class BackState(ReplyQueue):
                 return True
         elif entry & SWALLOW:
             return True
-        return data.find(QUOTED_PREFIX, pos, end) >= 0
+        return data.find(NAME_PREFIX, pos, end) >= 0
 
     def _may_stream(self, kind: i64, size: i64, available: i64) -> bool:
         """Say whether a frame that has not come whole may be judged by its beginning."""
@@ -408,7 +408,7 @@ class BackState(ReplyQueue):
     def _error(self, data: bytes, pos: i64, end: i64) -> None:
         debt = self._first()
         noted = self.head < len(self.queue) and self.queue[self.head] & NOTED != 0
-        if self.swallowing and debt == OWE_QUERY and not noted:
+        if debt == OWE_QUERY and not noted and self.queue[self.head] & SWALLOW:
             self.swallowed_error = data[pos:end]
         else:
             self._note_error(data, pos, end)

@@ -22,8 +22,6 @@ from mypy_extensions import i64
 from proxy.wire.framing import F_CLOSE, F_DESCRIBE, F_FLUSH, F_PARSE
 
 NAME_PREFIX: Final = b"pgtenant_"
-QUOTED_PREFIX: Final = b'"pgtenant_'
-"""How such a name begins in an error of the server's."""
 NO_STATEMENT: Final = b"pgtenant_none"
 """A name that no statement has: closing it is answered and does nothing, describing it fails."""
 SPARE_STATEMENT: Final = b"pgtenant_spare"
@@ -66,9 +64,9 @@ class Statement:
     The result of a loose one is that of a cursor or statement it names, which PostgreSQL does not look at again either.
     """
 
-    def __init__(self, ident: int, body: bytes, meaning: bytes) -> None:
+    def __init__(self, ident: int, name: bytes, body: bytes, meaning: bytes) -> None:
         self.ident: int = ident
-        self.name: bytes = NAME_PREFIX + b"%x" % ident
+        self.name: bytes = name
         self.body: bytes = body
         self.meaning: bytes = meaning
         self.shape: bytes = b""
@@ -157,10 +155,12 @@ class StatementTable:
     """The statements of a node, so that equal ones are one.
 
     What has not been prepared for longest is forgotten beyond the bounds.  A forgotten statement lives on in its
-    clients, and an equal one made later merely costs a second copy.
+    clients, and an equal one made later merely costs a second copy.  The `token`, of letters and digits, is part of
+    the names in the backends, so that no client's SQL can guess them: random bytes, other ones for each node.
     """
 
-    def __init__(self, most: int = MOST_STATEMENTS, most_bytes: int = MOST_STATEMENT_BYTES) -> None:
+    def __init__(self, token: bytes, most: int = MOST_STATEMENTS, most_bytes: int = MOST_STATEMENT_BYTES) -> None:
+        self._prefix: bytes = NAME_PREFIX + token + b"_"
         self._most: int = most
         self._most_bytes: int = most_bytes
         self._bytes: int = 0
@@ -172,7 +172,7 @@ class StatementTable:
         key = (body, meaning)
         found = self._known.pop(key, None)
         if found is None:
-            found = Statement(self._next, body, meaning)
+            found = Statement(self._next, self._prefix + b"%x" % self._next, body, meaning)
             self._next += 1
             self._bytes += len(body) + len(meaning)
         self._known[key] = found

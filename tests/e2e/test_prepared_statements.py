@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -410,6 +411,34 @@ def test_copy_that_a_client_has_taken_away_is_made_again(world: World, tenant: T
         meddler.query(f"do $$ begin execute 'deallocate {name}'; end $$")
         assert error(ask(client, *use)) == ("26000", 'prepared statement "s" does not exist')
         assert "D" in kinds(ask(client, *use))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'select * from "pgtenant_x"',
+        "execute pgtenant_5",
+        "select 1; select 'x'::int as \"pgtenant_q\"",
+        "deallocate pgtenant_7",
+    ],
+)
+def test_error_that_speaks_of_a_name_like_the_proxys_own_reaches_the_client(
+    text: str, world: World, tenant: TenantUnderTest
+) -> None:
+    with proxied(world, tenant) as client, direct(tenant) as own:
+        for batch in ([query(text)], [parse(text), bind(), execute(), sync()]):
+            assert ask(client, *batch) == ask(own, *batch)
+
+
+def test_names_in_the_server_cannot_be_guessed_from_those_of_another_node(
+    world: World, tenant: TenantUnderTest
+) -> None:
+    with proxied(world, tenant) as client:
+        ask(client, parse("select 1", "a"), parse("select 2", "b"), sync())
+        names = [str(name) for (name,) in client.rows("select name from pg_prepared_statements order by name")]
+    first, second = (name.rsplit("_", 1) for name in names)
+    assert first[0] == second[0]
+    assert re.fullmatch(r"pgtenant_[0-9a-f]{16}", first[0])
 
 
 @pytest.mark.parametrize(

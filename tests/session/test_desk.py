@@ -27,14 +27,14 @@ PARSED, BOUND, CLOSED, NO_DATA = (frame(kind) for kind in "123n")
 NO_PARAMETERS = frame("t", b"\0\0")
 DONE = command_complete("INSERT 0 1")
 ERROR = error_response("22012", "division by zero")
-OWN = "pgtenant_1"
+OWN = "pgtenant_t_1"
 PREPARED = close(OWN) + parse("insert", OWN) + describe(OWN, kind="S")
 PREPARED_ANSWER = [CLOSED, PARSED, NO_PARAMETERS, NO_DATA]
 
 
 def pair_with(table: StatementTable | None = None, back: BackState | None = None, ident: int = 1) -> RelayPair:
     pair = RelayPair(ident, BackState(10) if back is None else back)
-    pair.front.desk.table = StatementTable() if table is None else table
+    pair.front.desk.table = StatementTable(b"t") if table is None else table
     return pair
 
 
@@ -62,7 +62,7 @@ def test_replies_cut_anywhere_are_told_apart(size: int) -> None:
 
 
 def prepared_on_another_backend() -> RelayPair:
-    table = StatementTable()
+    table = StatementTable(b"t")
     first = pair_with(table)
     first.client(parse("insert", "s"), sync())
     first.server(*PREPARED_ANSWER, ready())
@@ -197,7 +197,7 @@ def test_error_names_the_statement_as_its_client_does() -> None:
 
 def test_least_recently_used_copy_makes_room() -> None:
     shelf = Shelf(2)
-    one, two, three = (Statement(ident, b"", b"") for ident in (1, 2, 3))
+    one, two, three = (Statement(ident, b"n", b"", b"") for ident in (1, 2, 3))
     shelf.put(one)
     shelf.put(two)
     shelf.touch(shelf.copies[1])
@@ -206,7 +206,7 @@ def test_least_recently_used_copy_makes_room() -> None:
 
 
 def test_table_forgets_what_was_prepared_longest_ago() -> None:
-    table = StatementTable(most=2)
+    table = StatementTable(b"t", most=2)
     one = table.intern(b"1", b"")
     table.intern(b"2", b"")
     assert table.intern(b"1", b"") is one
@@ -214,7 +214,7 @@ def test_table_forgets_what_was_prepared_longest_ago() -> None:
     assert table.intern(b"1", b"") is one
     assert table.intern(b"1", b"other") is not one
     assert len(table) == 2
-    table = StatementTable(most_bytes=100)
+    table = StatementTable(b"t", most_bytes=100)
     for number in range(10):
         table.intern(b"%d" % number * 30, b"")
     assert len(table) == 3
@@ -303,7 +303,7 @@ def test_copy_that_others_use_is_not_closed_by_its_name() -> None:
 
 
 def test_copy_is_made_again_after_anything_was_deallocated_in_sql() -> None:
-    table = StatementTable()
+    table = StatementTable(b"t")
     pair = pair_with(table)
     pair.client(parse("insert", "s"), sync())
     pair.server(*PREPARED_ANSWER, ready())
