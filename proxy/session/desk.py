@@ -103,6 +103,7 @@ class Desk:
         self.unnamed: bytes = b""
         self.unnamed_before: bytes = b""
         self.unnamed_changes: i64 = 0
+        self.unnamed_batch: i64 = -1
         self.unnamed_mark: i64 = ident << 32
 
     # What the scan asks, message by message.
@@ -315,10 +316,11 @@ class Desk:
             self.book.clear()
 
     def _set_unnamed(self, message: bytes, back: BackState) -> None:
-        if not back.owes():
+        if not back.owes() or (self.unnamed_batch != self.batch and not back.owes_parse()):
             self.unnamed_before = self.unnamed
             self.unnamed_changes = 0
         self.unnamed_changes += 1
+        self.unnamed_batch = self.batch
         self.unnamed = message
         self.unnamed_mark += 1
 

@@ -62,6 +62,14 @@ FOUND_NOTHING: Final = 0
 FOUND_TERMINATE: Final = 1
 FOUND_FAULT: Final = 2
 
+# What the batch in hand has done with the unnamed statement.
+UNNAMED_LEFT: Final = 0
+UNNAMED_PARSED: Final = 1
+UNNAMED_BOUND: Final = 2
+"""Parsed and bound in one go: nobody does that who means to bind it again later."""
+UNNAMED_AWAITED: Final = 3
+"""Parsed, and its replies were asked for before it was bound."""
+
 _REUSED: Final = b"\0"
 """Stands in `closing_names` for a name that has been parsed again; no statement can be called that."""
 
@@ -86,8 +94,8 @@ class FrontState:
         self.touched: TouchedSettings | None = None
         self.desk: Desk = Desk(ident, None)
         self.names: set[bytes] | None = None
-        self.batch_parsed: bool = False
-        self.batch_bound: bool = False
+        self.batch_unnamed: int = UNNAMED_LEFT
+        self.unnamed_pinned: bool = False
 
     def whole(self, data: bytes) -> bool:
         """Say whether `data` begins with something that can be judged now, so that a backend is worth taking."""
@@ -220,6 +228,8 @@ class FrontState:
                     break
                 back.forwarded_query()
                 back.unnamed_owner = 0
+                if self.pins & PIN_UNNAMED and not back.skipping:
+                    self.pins ^= PIN_UNNAMED
                 if verdict != TAKEN:
                     back.owe(OWE_QUERY)
                 self.pins |= self.texts.query(data, pos + 5, min(end, after), after <= end)
@@ -246,6 +256,8 @@ class FrontState:
             back.forwarded_sync()
             return True
         if kind == F_FLUSH:
+            if self.batch_unnamed == UNNAMED_PARSED:
+                self.batch_unnamed = UNNAMED_AWAITED
             return True
         if kind == F_COPY_DONE or kind == F_COPY_FAIL:
             back.forwarded_copy_end()
@@ -298,8 +310,8 @@ class FrontState:
             if verdict == STOP:
                 return STOP
             if not back.skipping:
-                self.batch_parsed = True
-                self.batch_bound = False
+                self.unnamed_pinned = self.batch_unnamed == UNNAMED_LEFT and self.pins & PIN_UNNAMED != 0
+                self.batch_unnamed = UNNAMED_PARSED
                 back.unnamed_owner = self.desk.unnamed_mark
         if verdict == VERBATIM or verdict == PASSED:
             back.owe(OWE_PARSE)
@@ -317,8 +329,8 @@ class FrontState:
             verdict = self.desk.bind(data, pos, end, after_portal, back)
         else:
             verdict = self._uses_unnamed(data, pos, back)
-            if verdict == VERBATIM:
-                self.batch_bound = True
+            if verdict == VERBATIM and self.batch_unnamed == UNNAMED_PARSED:
+                self.batch_unnamed = UNNAMED_BOUND
         if verdict == VERBATIM or verdict == PASSED:
             back.owe(OWE_BIND)
         if verdict != STOP and self.texts.remembered is not None and after_portal != 0:
@@ -366,13 +378,15 @@ class FrontState:
         return STOP
 
     def _batch_ends(self) -> None:
-        """Keep the backend of a client that has yet to bind an unnamed statement too long to be parsed again."""
-        if self.batch_bound or self.desk.unnamed:
+        """Keep the backend of a client that has prepared an unnamed statement too long to be parsed again.
+
+        The pin ends with the statement: by the next Parse of it, its Close, or a Query.
+        """
+        if self.batch_unnamed != UNNAMED_LEFT:
             self.pins &= ~PIN_UNNAMED
-        elif self.batch_parsed:
-            self.pins |= PIN_UNNAMED
-        self.batch_parsed = False
-        self.batch_bound = False
+            if self.batch_unnamed != UNNAMED_BOUND and len(self.desk.unnamed) == 0:
+                self.pins |= PIN_UNNAMED
+            self.batch_unnamed = UNNAMED_LEFT
 
     def _named(self, data: bytes, pos: i64, end: i64, back: BackState) -> None:
         self.pins |= PIN_STATEMENT
@@ -393,6 +407,9 @@ class FrontState:
         # Only statements matter: portals end with the transaction.
         verdict = VERBATIM
         if end > pos + 6 and data[pos + 5] == _S and end == pos + 1 + frame_size(data, pos):
+            if end == pos + 7 and not back.skipping:
+                self.batch_unnamed = UNNAMED_LEFT
+                self.pins &= ~PIN_UNNAMED
             verdict = self.desk.close(data, pos, end, back)
             remembered: bool = self.names is not None and not back.skipping and not back.doubt
             if verdict == VERBATIM and remembered:
@@ -416,7 +433,16 @@ class FrontState:
             self.pins &= ~PIN_STATEMENT
         if back.unnamed_lost:
             back.unnamed_lost = False
-            self.desk.restore_unnamed()
+            self._restore_unnamed(back)
+
+    def _restore_unnamed(self, back: BackState) -> None:
+        """Go back to the unnamed statement before the one whose Parse the server has skipped."""
+        self.desk.restore_unnamed()
+        if self.unnamed_pinned:
+            # It has stayed on this backend, and only one was to replace it.
+            self.pins |= PIN_UNNAMED
+            back.unnamed_owner = self.desk.unnamed_mark
+        self.batch_unnamed = UNNAMED_LEFT
 
     def _closed(self, back: BackState) -> None:
         """Take note of the statements whose CloseComplete has come, and unpin after the last."""

@@ -62,6 +62,10 @@ class ReplyQueue:
         """Say whether any reply is outstanding."""
         return self.head < len(self.queue)
 
+    def owes_parse(self) -> bool:
+        """Say whether the reply to a Parse of the unnamed statement is outstanding."""
+        return any(self.queue[at] == OWE_PARSE for at in range(self.head, len(self.queue)))
+
     def will_answer(self) -> bool:
         """Say whether replies are outstanding that come without anything more being sent."""
         return self.owes() and not (self.open_batch or self.copy_in or self.doubt or self.skipping)

@@ -325,6 +325,25 @@ def test_unnamed_statement_that_was_replaced_on_another_backend_is_not_run(
             assert b"second" in dict(said)["D"]
 
 
+def test_unnamed_statement_of_any_length_is_there_until_it_is_replaced(world: World, tenant: TenantUnderTest) -> None:
+    text = f"select id, label from things where id = $1 -- {'x' * 20_000}"
+    use = [bind(["1"]), describe(), execute(), sync()]
+    with proxied(world, tenant) as client, direct(tenant) as own:
+        assert ask(client, parse(text), describe(kind="S"), sync()) == ask(own, parse(text), describe(kind="S"), sync())
+        with busy(world, tenant):
+            for _ in range(3):
+                assert ask(client, *use) == ask(own, *use)
+        assert world.proxy.metric("pgtenant_pins", reason="unnamed_statement") == 1
+        failing = [bind(["one"]), parse("select 1"), bind(), execute(), sync()]
+        assert ask(client, *failing) == ask(own, *failing)
+        assert ask(client, *use) == ask(own, *use), "its replacement was skipped"
+        for replacement in ([query("select 1")], [parse(text), *use[:-1], sync()], [close(""), sync()]):
+            ask(client, parse(text), sync())
+            assert world.proxy.metric("pgtenant_pins", reason="unnamed_statement") == 1
+            ask(client, *replacement)
+            assert world.proxy.metric("pgtenant_pins", reason="unnamed_statement") == 0
+
+
 def test_unnamed_statement_is_made_again_where_it_is_used(world: World, tenant: TenantUnderTest) -> None:
     with proxied(world, tenant) as client:
         ask(client, parse("select 'unnamed'"), bind(), execute(), sync())

@@ -249,14 +249,51 @@ def test_more_names_than_are_remembered_pin_for_good() -> None:
 # The unnamed statement.
 
 
-def test_unnamed_statement_too_long_to_be_kept_pins_until_it_is_bound() -> None:
+LONG = parse("select" + " " * UNNAMED_MOST)
+
+
+def prepared_long() -> RelayPair:
+    """A client that has prepared an unnamed statement too long to be kept, and bound it once."""
     pair = RelayPair()
-    pair.client(parse("select" + " " * UNNAMED_MOST), describe(kind="S"), sync())
+    pair.client(LONG, describe(kind="S"), sync())
     pair.server(PARSED, frame("t", b"\0\0"), NO_DATA, ready())
     assert pair.front.pins == PIN_UNNAMED
     pair.client(bind(), execute(), sync())
     pair.server(BOUND, DONE, ready())
+    assert pair.pins() == PIN_UNNAMED
+    return pair
+
+
+@pytest.mark.parametrize("message", [parse("select 1") + sync(), close("") + sync(), query("select 1")])
+def test_unnamed_statement_too_long_to_be_kept_pins_until_it_is_replaced(message: bytes) -> None:
+    pair = prepared_long()
+    pair.client(message)
     assert pair.pins() == 0
+
+
+def test_unnamed_statement_that_is_replaced_in_vain_pins_on() -> None:
+    pair = prepared_long()
+    pair.client(execute("none"), parse("select 1"), bind(), execute(), sync())
+    pair.server(ERROR, ready())
+    assert pair.pins() == PIN_UNNAMED
+    before = len(pair.to_server)
+    pair.client(bind(), execute(), sync())
+    assert pair.to_server[before:] == bind() + execute() + sync(), "the server has it still"
+
+
+@pytest.mark.parametrize("between", [b"", describe(kind="S")])
+def test_unnamed_statement_of_any_length_that_is_bound_in_one_go_pins_nobody(between: bytes) -> None:
+    pair = RelayPair()
+    pair.client(LONG, between, bind(), execute(), sync())
+    assert pair.pins() == 0
+
+
+def test_unnamed_statement_whose_description_was_awaited_may_be_bound_again() -> None:
+    pair = RelayPair()
+    pair.client(LONG, describe(kind="S"), flush())
+    pair.server(PARSED, frame("t", b"\0\0"), NO_DATA)
+    pair.client(bind(), execute(), sync())
+    assert pair.pins() == PIN_UNNAMED
 
 
 def owned_by_another() -> RelayPair:
