@@ -99,7 +99,12 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
     if touched is not None:
         spread_reset(touched, client.startup, client.parameters)
         _weigh_reports(backend, touched)
-    if pins & (_STAYS | sticky) or (pins & ASKABLE and not asked):
+    staying = pins & (_STAYS | sticky)
+    if check and staying == PIN_STATEMENT:
+        # SQL may have deallocated them, and executed them before.
+        asked |= ASKABLE | PIN_STATEMENT
+        staying = 0
+    if staying or (pins & ASKABLE and not asked):
         names = [] if touched is None or pins & PIN_DOUBT else restored_names(touched, client.startup)
         if names:
             _ask(backend, inquire_restoring(names, client.startup))
@@ -216,6 +221,8 @@ def answered(backend: BackendLink, client: ClientLink) -> None:
             front.pins &= ~pin
             front.proven &= ~pin
             state.pins &= ~pin
+            if pin == PIN_STATEMENT:
+                front.names = None
     _settle(backend, client, inquiry, values)
 
 

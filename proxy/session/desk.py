@@ -40,6 +40,7 @@ from proxy.session.statements import (
     NOTE_DUPLICATE,
     NOTE_FAIL,
     NOTE_INJECTED,
+    NOTE_OWN,
     NOTE_PARSE,
     NOTE_UNNAMED,
     SPARE_STATEMENT,
@@ -52,9 +53,11 @@ from proxy.session.statements import (
     close_message,
     deallocated,
     describe_message,
+    is_word_in,
     parse_message,
+    speaks_of_statements,
 )
-from proxy.wire.framing import frame_size
+from proxy.wire.framing import F_SYNC, frame_size
 
 STATEMENT_MOST: Final = 65_536
 """The longest Parse message, in bytes, whose statement can follow its client."""
@@ -79,6 +82,8 @@ NEED_COPY: Final = 2
 NEED_UNNAMED: Final = 3
 NEED_ERROR: Final = 4
 """The result of the statement is not what the client has been told of it."""
+NEED_OWN: Final = 5
+"""SQL speaks of the statement, which this backend has to have under the client's own name."""
 
 
 class Desk:
@@ -99,7 +104,9 @@ class Desk:
         self.copied: i64 = 0
         self.need: int = NEED_NOTHING
         self.needed: Named | None = None
+        self.needed_name: bytes = b""
         self.passing: bool = False
+        self.owning: bool = False
         self.unnamed: bytes = b""
         self.unnamed_before: bytes = b""
         self.unnamed_changes: i64 = 0
@@ -126,6 +133,8 @@ class Desk:
             self.book = book
         if self._unsettled(book, back) or _commands_outstanding(back):
             return self._stop(NEED_QUIET)
+        if self._names_own(book, _text_of(data, stop + 1), back):
+            return STOP
         book.noted = self.batch
         if name in book.names:
             return self._duplicate(data, pos, after, name, back)
@@ -148,11 +157,13 @@ class Desk:
         if self._passes(back):
             return PASSED
         size: i64 = after - pos
+        book = self.book
+        if book is not None and self._speaks_of_own(book, data, pos + 6, after, back):
+            return STOP
         if after > len(data) or size > UNNAMED_MOST:
             self._set_unnamed(b"", back)
             return VERBATIM
         self._set_unnamed(data if size == len(data) else data[pos:after], back)
-        book = self.book
         if book is None or not _may_deallocate(data, pos + 6):
             return VERBATIM
         name = deallocated(_text_of(data, pos + 6))
@@ -166,12 +177,23 @@ class Desk:
 
     def query(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
         """Take a Query: one that deallocates is rewritten, and every one ends the unnamed statement."""
+        book = self.book
+        if self.owning:
+            self.owning = False
+            if back.skipping:
+                # The server has refused to prepare what the Query speaks of, and its error is the answer to that.
+                back.forwarded_sync()
+                self._take(data, pos, after, _SYNC)
+                return TAKEN
+            back.open_batch = False
         if self._passes(back):
             return PASSED
+        if book is not None and not back.open_batch and self._speaks_of_own(book, data, pos + 5, after, back):
+            self.owning = self.need == NEED_OWN
+            return STOP
         self.unnamed = b""
         self.unnamed_mark += 1
         self.batch += 1
-        book = self.book
         if book is None or after > len(data) or not _may_deallocate(data, pos + 5):
             return VERBATIM
         name = deallocated(_text_of(data, pos + 5))
@@ -261,6 +283,13 @@ class Desk:
             back.owe_own(OWE_PARSE, Note(NOTE_UNNAMED, None))
             back.unnamed_owner = self.unnamed_mark
             return self.unnamed + FLUSH
+        if need == NEED_OWN:
+            book = self.book
+            assert book is not None
+            own = book.remove(self.needed_name)
+            assert own is not None
+            back.owe_own(OWE_PARSE, Note(NOTE_OWN, None, book, self.needed_name, own))
+            return parse_message(self.needed_name, own.statement.body) + FLUSH
         named = self.needed
         assert named is not None
         statement = named.statement
@@ -376,6 +405,29 @@ class Desk:
         book.noted = self.batch
         return TAKEN
 
+    def _speaks_of_own(self, book: Book, data: bytes, start: i64, after: i64, back: BackState) -> bool:
+        """Say the same of a text that begins at `start`; a single DEALLOCATE is dealt with by itself."""
+        if after > len(data) or after - start < _SHORTEST_SQL:
+            return False
+        text = _text_of(data, start)
+        return (not _may_deallocate(data, start) or not deallocated(text)) and self._names_own(book, text, back)
+
+    def _names_own(self, book: Book, text: bytes, back: BackState) -> bool:
+        """Say whether a text has to wait until the backend has a statement that it names, such as EXECUTE does."""
+        if len(book.names) == 0:
+            return False
+        text = text.lower()
+        if not speaks_of_statements(text):
+            return False
+        if b"deallocate" in text or b"discard" in text:
+            book.unsure = True
+        for name in book.names:
+            if is_word_in(name.lower(), text):
+                self.needed_name = name
+                self.need = NEED_QUIET if back.owes() else NEED_OWN
+                return True
+        return False
+
     def _close_unknown(self, data: bytes, pos: i64, after: i64, name: bytes, back: BackState) -> int:
         """Leave a statement alone that the client calls by the proxy's own name for it: it is for others as well."""
         if self.table is None or not name.startswith(NAME_PREFIX) or back.doubt or back.skipping:
@@ -431,6 +483,9 @@ class Desk:
         self.copied = upto
 
 
+_SYNC: Final = bytes((F_SYNC, 0, 0, 0, 4))
+_SHORTEST_SQL: Final = 9
+"""Bytes of the shortest text that speaks of a statement: EXECUTE and a name."""
 _SPARE: Final = close_message(SPARE_STATEMENT) + parse_message(SPARE_STATEMENT, b"\0\0\0")
 
 

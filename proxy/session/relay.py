@@ -15,7 +15,7 @@ from mypy_extensions import i64
 
 from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, VERBATIM, Desk
 from proxy.session.markers import known_in_advance
-from proxy.session.pins import PIN_DOUBT, PIN_STATEMENT, PIN_UNNAMED
+from proxy.session.pins import CALLED, PIN_DOUBT, PIN_SET, PIN_STATEMENT, PIN_UNNAMED
 from proxy.session.replies import HOLD_LIMIT, BackState
 from proxy.session.reply_queue import (
     OWE_BIND,
@@ -28,6 +28,7 @@ from proxy.session.reply_queue import (
     OWE_QUERY,
 )
 from proxy.session.set_statements import UNREADABLE, TouchedSettings
+from proxy.session.statements import Book
 from proxy.session.texts import Texts
 from proxy.wire.framing import (
     F_BIND,
@@ -302,7 +303,7 @@ class FrontState:
     def _parse(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
         after: i64 = pos + 1 + frame_size(data, pos)
         if end > pos + 5 and data[pos + 5] != 0:
-            verdict = self.desk.parse(data, pos, after, back)
+            verdict = VERBATIM if self._is_own(data, pos, end) else self.desk.parse(data, pos, after, back)
             if verdict == VERBATIM:
                 self._named(data, pos + 5, end, back)
         else:
@@ -388,6 +389,10 @@ class FrontState:
                 self.pins |= PIN_UNNAMED
             self.batch_unnamed = UNNAMED_LEFT
 
+    def _is_own(self, data: bytes, pos: i64, end: i64) -> bool:
+        """Say whether this name has, or had, a statement of the client's own in its backend."""
+        return self.names is not None and data[pos + 5 : find_zero(data, pos + 5, end)] in self.names
+
     def _named(self, data: bytes, pos: i64, end: i64, back: BackState) -> None:
         self.pins |= PIN_STATEMENT
         stop: i64 = find_zero(data, pos, end)
@@ -431,9 +436,24 @@ class FrontState:
             self.desk.forget()
             self.names = None
             self.pins &= ~PIN_STATEMENT
+        book = self.desk.book
+        if book is not None and len(book.owned) != 0:
+            self._owned(book)
         if back.unnamed_lost:
             back.unnamed_lost = False
             self._restore_unnamed(back)
+
+    def _owned(self, book: Book) -> None:
+        """Keep the backend that has statements under the client's names, of which SQL may have any executed."""
+        self.pins |= PIN_STATEMENT
+        if self.names is None:
+            self.names = set()
+        for name in book.owned:
+            self.names.add(name)
+            known = None if self.texts.remembered is None else self.texts.remembered.get(name)
+            if known is not None:
+                self.pins |= (known[1] & ~CALLED) | (PIN_SET if known[0] else 0)
+        book.owned.clear()
 
     def _restore_unnamed(self, back: BackState) -> None:
         """Go back to the unnamed statement before the one whose Parse the server has skipped."""

@@ -45,6 +45,7 @@ NOTE_CLOSE_NAME: Final = 5
 NOTE_FAIL: Final = 6
 NOTE_UNNAMED: Final = 7
 NOTE_DUPLICATE: Final = 8
+NOTE_OWN: Final = 9
 
 ALL_STATEMENTS: Final = b"\0"
 """What `deallocated` answers for all statements; no statement can be called that."""
@@ -55,6 +56,7 @@ _DEALLOCATE: Final = re.compile(
     re.IGNORECASE,
 )
 LONGEST_DEALLOCATE: Final = 400
+_WORDS_OF_SQL: Final = (b"execute", b"deallocate", b"prepare", b"discard")
 _LOOSE: Final = re.compile(rb"\s*(?:FETCH|MOVE|EXECUTE)\b", re.IGNORECASE)
 
 
@@ -95,7 +97,8 @@ class Book:
     """The named statements of one client.
 
     `noted` is the number of the client's batch whose replies may still change the names; `unsure` says that a
-    statement is on its way that deallocates all.  `fresh` is the copy made for the next message.
+    statement is on its way that deallocates all.  `fresh` is the copy made for the next message.  `owned` are names of
+    statements that have been prepared under just these for the client, which SQL speaks of.
     """
 
     def __init__(self) -> None:
@@ -104,6 +107,7 @@ class Book:
         self.noted: i64 = -1
         self.unsure: bool = False
         self.fresh: Copy | None = None
+        self.owned: list[bytes] = []
 
     def has_room_for(self, name: bytes, body: bytes) -> bool:
         """Say whether one more statement stays within the bounds of one client."""
@@ -140,6 +144,10 @@ class Note:
         self.book: Book | None = book
         self.name: bytes = name
         self.named: Named | None = named
+
+    def ends_injection(self) -> bool:
+        """Say whether its reply is the last of those that the client's messages are held back for."""
+        return self.kind == NOTE_INJECTED or self.kind == NOTE_UNNAMED or self.kind == NOTE_OWN
 
     def told(self, error: bytes) -> bytes:
         """What the client is told in place of an error that the server was made to answer."""
@@ -239,7 +247,9 @@ class Shelf:
                 note.named.pending = None
             if note.book is not None:
                 note.book.fresh = copy
-        return note.kind == NOTE_INJECTED or note.kind == NOTE_UNNAMED
+        if note.kind == NOTE_OWN and note.book is not None:
+            note.book.owned.append(note.name)
+        return note.ends_injection()
 
     def undo(self, count: int) -> bool:
         """Take back what the first `count` notes have promised, the last first; True when that ends an injection."""
@@ -248,7 +258,7 @@ class Shelf:
         ended = False
         for note in reversed(undone):
             self.undo_one(note)
-            ended = ended or note.kind == NOTE_INJECTED or note.kind == NOTE_UNNAMED
+            ended = ended or note.ends_injection()
         return ended
 
     def undo_one(self, note: Note) -> None:
@@ -266,7 +276,12 @@ class Shelf:
             # Whether the server still has it is not certain either.
             copy.shape = b""
             self.copies[copy.statement.ident] = copy
-        elif note.kind == NOTE_CLOSE_NAME and book is not None and named is not None and note.name not in book.names:
+        elif (
+            (note.kind == NOTE_CLOSE_NAME or note.kind == NOTE_OWN)
+            and book is not None
+            and named is not None
+            and note.name not in book.names
+        ):
             book.add(note.name, named)
 
     def _take_oldest(self) -> Copy:
@@ -333,3 +348,20 @@ def deallocated(text: bytes) -> bytes:
         return plain.lower()
     quoted: bytes = found["quoted"]
     return quoted.replace(b'""', b'"')
+
+
+def speaks_of_statements(text: bytes) -> bool:
+    """Say whether a text in lower case has one of the words with which SQL speaks of prepared statements."""
+    return any(word in text for word in _WORDS_OF_SQL)
+
+
+def is_word_in(name: bytes, text: bytes) -> bool:
+    """Say whether `text` has `name` with nothing of a longer name before or behind it."""
+    at = text.find(name)
+    while at >= 0:
+        after = at + len(name)
+        around = text[max(at - 1, 0) : at] + text[after : after + 1]
+        if b"_" not in around and not around[:1].isalnum() and not around[1:].isalnum():
+            return True
+        at = text.find(name, at + 1)
+    return False

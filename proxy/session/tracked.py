@@ -19,6 +19,7 @@ from proxy.session.pins import (
     PIN_LISTEN,
     PIN_PREPARE,
     PIN_ROLE,
+    PIN_STATEMENT,
     PIN_TEMPORARY,
 )
 from proxy.session.set_statements import LAST_RESET, TOUCH_RESET, TOUCH_SET, TouchedSettings
@@ -31,6 +32,13 @@ MAX_ANSWER: Final = 65536
 _FACTS: Final[tuple[tuple[int, bytes], ...]] = (
     (PIN_LISTEN, b"EXISTS (SELECT FROM pg_catalog.pg_listening_channels())"),
     (PIN_PREPARE, b"EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)"),
+    (
+        PIN_STATEMENT,
+        (
+            b"EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql"
+            b" AND name OPERATOR(pg_catalog.!~) '^pgtenant_([0-9a-f]{16}_|spare$)')"
+        ),
+    ),
     (
         PIN_TEMPORARY,
         (
