@@ -24,13 +24,18 @@ from proxy.session.reply_queue import (
     OWE_BIND,
     OWE_CLOSE,
     OWE_DESCRIBE,
-    OWE_EXECUTE,
-    OWE_FUNCTION,
     OWE_PARSE,
     OWE_QUERY,
 )
-from proxy.session.statements import (
+from proxy.session.statement_names import (
     ALL_STATEMENTS,
+    deallocated,
+    is_word_in,
+    may_deallocate,
+    speaks_of_statements,
+    text_of,
+)
+from proxy.session.statements import (
     FLUSH,
     NAME_PREFIX,
     NO_STATEMENT,
@@ -51,11 +56,8 @@ from proxy.session.statements import (
     Statement,
     StatementTable,
     close_message,
-    deallocated,
     describe_message,
-    is_word_in,
     parse_message,
-    speaks_of_statements,
 )
 from proxy.wire.framing import F_SYNC, frame_size
 
@@ -131,16 +133,16 @@ class Desk:
         if book is None:
             book = Book()
             self.book = book
-        if self._unsettled(book, back) or _commands_outstanding(back):
+        if self._unsettled(book, back) or back.owes_command():
             return self._stop(NEED_QUIET)
-        if self._names_own(book, _text_of(data, stop + 1), back):
+        if self._names_own(book, text_of(data, stop + 1), back):
             return STOP
         book.noted = self.batch
         if name in book.names:
             return self._duplicate(data, pos, after, name, back)
         if not book.has_room_for(name, body):
             return VERBATIM
-        if _may_deallocate(body, 0) and deallocated(_text_of(body, 0)) == ALL_STATEMENTS:
+        if may_deallocate(body, 0) and deallocated(text_of(body, 0)) == ALL_STATEMENTS:
             book.unsure = True
         statement = table.intern(body, self.meaning)
         before = self._make_copy(statement, back)
@@ -164,9 +166,9 @@ class Desk:
             self._set_unnamed(b"", back)
             return VERBATIM
         self._set_unnamed(data if size == len(data) else data[pos:after], back)
-        if book is None or not _may_deallocate(data, pos + 6):
+        if book is None or not may_deallocate(data, pos + 6):
             return VERBATIM
-        name = deallocated(_text_of(data, pos + 6))
+        name = deallocated(text_of(data, pos + 6))
         verdict = self._deallocates(book, name, back)
         if verdict == TAKEN:
             back.owe_noted(OWE_PARSE, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
@@ -194,9 +196,9 @@ class Desk:
         self.unnamed = b""
         self.unnamed_mark += 1
         self.batch += 1
-        if book is None or after > len(data) or not _may_deallocate(data, pos + 5):
+        if book is None or after > len(data) or not may_deallocate(data, pos + 5):
             return VERBATIM
-        name = deallocated(_text_of(data, pos + 5))
+        name = deallocated(text_of(data, pos + 5))
         verdict = self._deallocates(book, name, back)
         if verdict == TAKEN:
             back.owe_noted(OWE_QUERY, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
@@ -409,8 +411,8 @@ class Desk:
         """Say the same of a text that begins at `start`; a single DEALLOCATE is dealt with by itself."""
         if after > len(data) or after - start < _SHORTEST_SQL:
             return False
-        text = _text_of(data, start)
-        return (not _may_deallocate(data, start) or not deallocated(text)) and self._names_own(book, text, back)
+        text = text_of(data, start)
+        return (not may_deallocate(data, start) or not deallocated(text)) and self._names_own(book, text, back)
 
     def _names_own(self, book: Book, text: bytes, back: BackState) -> bool:
         """Say whether a text has to wait until the backend has a statement that it names, such as EXECUTE does."""
@@ -493,25 +495,3 @@ def _owe_spare(back: BackState) -> None:
     """Note what `_SPARE` owes, which prepares a statement that does nothing."""
     back.owe_own(OWE_CLOSE, Note(NOTE_CLOSE_COPY, None))
     back.owe_own(OWE_PARSE, Note(NOTE_PARSE, None))
-
-
-def _commands_outstanding(back: BackState) -> bool:
-    """Say whether the replies of a command are outstanding, which may turn out to be a COPY."""
-    for i in range(back.head, len(back.queue)):
-        debt = back.queue[i] & 63
-        if debt == OWE_QUERY or debt == OWE_EXECUTE or debt == OWE_FUNCTION:
-            return True
-    return False
-
-
-def _may_deallocate(data: bytes, pos: i64) -> bool:
-    """Say whether a statement begins with a D, or with something that may stand before it."""
-    if pos >= len(data):
-        return False
-    first: i64 = data[pos]
-    return first == 0x44 or first == 0x64 or (first <= 0x20 and first != 0)
-
-
-def _text_of(data: bytes, pos: i64) -> bytes:
-    stop: i64 = data.find(b"\0", pos)
-    return data[pos:stop] if stop > pos else b""

@@ -14,16 +14,12 @@ from typing import Final
 
 from mypy_extensions import i64
 
+from proxy.session.endings import marks_of_tag, sqlstate_of
 from proxy.session.pins import (
     PIN_DOUBT,
-    PIN_LISTEN,
-    PIN_LOAD,
-    PIN_PREPARE,
     PIN_SET,
     REPORTED,
-    RESET_ALL,
     ROLLED_BACK,
-    TO_CHECK,
     TO_RESET,
 )
 from proxy.session.reply_queue import (
@@ -384,7 +380,7 @@ class BackState(ReplyQueue):
         elif first != _R and first != _L and first != _P:
             return
         tag = data[pos + 5 : end - 1]
-        marks = _pins_of_tag(tag)
+        marks = marks_of_tag(tag)
         if marks & (PIN_SET | TO_RESET):
             self.has_set = True
         elif marks == ROLLED_BACK and not self.has_set:
@@ -479,35 +475,3 @@ class BackState(ReplyQueue):
             self.params[parts[0]] = parts[1]
             self.params_changed = True
             self.remarks = True
-
-
-def _pins_of_tag(tag: bytes) -> i64:
-    if tag == b"SET":
-        return PIN_SET
-    if tag == b"RESET":
-        return TO_RESET
-    if tag == b"ROLLBACK":
-        return ROLLED_BACK
-    if tag == b"DISCARD ALL":
-        return TO_RESET | RESET_ALL | TO_CHECK
-    if tag == b"LISTEN":
-        return PIN_LISTEN
-    if tag == b"PREPARE":
-        return PIN_PREPARE
-    if tag == b"LOAD":
-        return PIN_LOAD
-    if tag == b"UNLISTEN" or tag[:5] == b"DROP " or tag[:7] == b"DISCARD" or tag[:5] == b"CLOSE" or tag[:5] == b"DEALL":
-        return TO_CHECK
-    return 0
-
-
-def sqlstate_of(data: bytes, pos: i64, end: i64) -> bytes:
-    """Find the SQLSTATE among the fields of an ErrorResponse whose body begins at `pos`; `b"?????"` without one."""
-    while pos < end and data[pos] != 0:
-        stop: i64 = data.find(b"\0", pos + 1, end)
-        if stop < 0:
-            break
-        if data[pos] == _C and stop - pos == 6:
-            return data[pos + 1 : stop]
-        pos = stop + 1
-    return b"?????"

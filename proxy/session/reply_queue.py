@@ -66,6 +66,14 @@ class ReplyQueue:
         """Say whether the reply to a Parse of the unnamed statement is outstanding."""
         return any(self.queue[at] == OWE_PARSE for at in range(self.head, len(self.queue)))
 
+    def owes_command(self) -> bool:
+        """Say whether the replies of a command are outstanding, which may turn out to be a COPY."""
+        for i in range(self.head, len(self.queue)):
+            debt = self.queue[i] & 63
+            if debt == OWE_QUERY or debt == OWE_EXECUTE or debt == OWE_FUNCTION:
+                return True
+        return False
+
     def will_answer(self) -> bool:
         """Say whether replies are outstanding that come without anything more being sent."""
         return self.owes() and not (self.open_batch or self.copy_in or self.doubt or self.skipping)

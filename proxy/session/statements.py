@@ -47,16 +47,6 @@ NOTE_UNNAMED: Final = 7
 NOTE_DUPLICATE: Final = 8
 NOTE_OWN: Final = 9
 
-ALL_STATEMENTS: Final = b"\0"
-"""What `deallocated` answers for all statements; no statement can be called that."""
-
-_DEALLOCATE: Final = re.compile(
-    rb"\s*(?:DEALLOCATE\s+(?:PREPARE\s+)?(?:(?P<all>ALL)|(?P<plain>[a-z_\x80-\xff][a-z0-9_$\x80-\xff]*)"
-    rb'|"(?P<quoted>(?:[^"]|"")+)")|(?P<discard>DISCARD\s+ALL))\s*;?\s*\Z',
-    re.IGNORECASE,
-)
-LONGEST_DEALLOCATE: Final = 400
-_WORDS_OF_SQL: Final = (b"execute", b"deallocate", b"prepare", b"discard")
 _LOOSE: Final = re.compile(rb"\s*(?:FETCH|MOVE|EXECUTE)\b", re.IGNORECASE)
 
 
@@ -329,39 +319,3 @@ def shape_of(parameters: bytes, row: bytes) -> bytes:
         parts.append(row[stop + 13 : stop + 17])
         pos = stop + 19
     return b"".join(parts)
-
-
-def deallocated(text: bytes) -> bytes:
-    """Read which statement a DEALLOCATE or DISCARD ALL takes away; empty for any other text.
-
-    `text` is without its zero byte.  A name without quotes is folded to lower case as PostgreSQL does it.
-    """
-    if len(text) > LONGEST_DEALLOCATE:
-        return b""
-    found = _DEALLOCATE.match(text)
-    if found is None:
-        return b""
-    if found["all"] is not None or found["discard"] is not None:
-        return ALL_STATEMENTS
-    plain: bytes | None = found["plain"]
-    if plain is not None:
-        return plain.lower()
-    quoted: bytes = found["quoted"]
-    return quoted.replace(b'""', b'"')
-
-
-def speaks_of_statements(text: bytes) -> bool:
-    """Say whether a text in lower case has one of the words with which SQL speaks of prepared statements."""
-    return any(word in text for word in _WORDS_OF_SQL)
-
-
-def is_word_in(name: bytes, text: bytes) -> bool:
-    """Say whether `text` has `name` with nothing of a longer name before or behind it."""
-    at = text.find(name)
-    while at >= 0:
-        after = at + len(name)
-        around = text[max(at - 1, 0) : at] + text[after : after + 1]
-        if b"_" not in around and not around[:1].isalnum() and not around[1:].isalnum():
-            return True
-        at = text.find(name, at + 1)
-    return False

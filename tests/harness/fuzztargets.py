@@ -24,7 +24,7 @@ from proxy.session.markers import calls_are_readable, session_markers
 from proxy.session.parameters import ParameterTable, switch_statement
 from proxy.session.replication import CommandFilter
 from proxy.session.set_statements import TouchedSettings, is_for_transaction_only, shift_of
-from proxy.session.statements import deallocated
+from proxy.session.statement_names import deallocated
 from proxy.session.texts import may_have_markers
 from proxy.session.tracked import first_row, told_in_passing
 from proxy.wire import ProtocolError, StartupOptionError, proxy_protocol

@@ -13,13 +13,12 @@ from proxy.session.desk import STATEMENT_MOST
 from proxy.session.parameters import ParameterSet
 from proxy.session.pins import PIN_STATEMENT
 from proxy.session.replies import BackState
+from proxy.session.statement_names import ALL_STATEMENTS, deallocated, is_word_in
 from proxy.session.statements import (
-    ALL_STATEMENTS,
     CLIENT_STATEMENTS,
     Shelf,
     Statement,
     StatementTable,
-    deallocated,
     shape_of,
 )
 
@@ -300,6 +299,21 @@ def test_copy_that_others_use_is_not_closed_by_its_name() -> None:
     stranger.server(CLOSED, ready())
     assert stranger.to_client == CLOSED + ready()
     assert stranger.releasable()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (b"s", b"execute s(1)", True),
+        (b"s", b'execute "s"', True),
+        (b"s", b"execute s1, s_2, _s; execute s", True),
+        (b"s", b"execute s1", False),
+        (b"s", b"execute _s", False),
+        (b"s", b"grant execute on functions", False),
+    ],
+)
+def test_name_is_found_as_a_word(name: bytes, text: bytes, expected: bool) -> None:
+    assert is_word_in(name, text) is expected
 
 
 def test_copy_is_made_again_after_anything_was_deallocated_in_sql() -> None:

@@ -1,0 +1,56 @@
+"""How a statement has ended: what its command tag says of the session, and which error it is.
+
+This module is compiled; it also runs interpreted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mypy_extensions import i64
+
+from proxy.session.pins import (
+    PIN_LISTEN,
+    PIN_LOAD,
+    PIN_PREPARE,
+    PIN_SET,
+    RESET_ALL,
+    ROLLED_BACK,
+    TO_CHECK,
+    TO_RESET,
+)
+
+_C: Final = 0x43
+
+
+def marks_of_tag(tag: bytes) -> i64:
+    """Return the pins and marks that a command tag calls for."""
+    if tag == b"SET":
+        return PIN_SET
+    if tag == b"RESET":
+        return TO_RESET
+    if tag == b"ROLLBACK":
+        return ROLLED_BACK
+    if tag == b"DISCARD ALL":
+        return TO_RESET | RESET_ALL | TO_CHECK
+    if tag == b"LISTEN":
+        return PIN_LISTEN
+    if tag == b"PREPARE":
+        return PIN_PREPARE
+    if tag == b"LOAD":
+        return PIN_LOAD
+    if tag == b"UNLISTEN" or tag[:5] == b"DROP " or tag[:7] == b"DISCARD" or tag[:5] == b"CLOSE" or tag[:5] == b"DEALL":
+        return TO_CHECK
+    return 0
+
+
+def sqlstate_of(data: bytes, pos: i64, end: i64) -> bytes:
+    """Find the SQLSTATE among the fields of an ErrorResponse whose body begins at `pos`; `b"?????"` without one."""
+    while pos < end and data[pos] != 0:
+        stop: i64 = data.find(b"\0", pos + 1, end)
+        if stop < 0:
+            break
+        if data[pos] == _C and stop - pos == 6:
+            return data[pos + 1 : stop]
+        pos = stop + 1
+    return b"?????"
