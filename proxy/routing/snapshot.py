@@ -204,6 +204,7 @@ class SnapshotKeeper:
         self._interval = interval
         self._wall_clock = wall_clock
         self._saved = 0
+        self._problem: str | None = None
         self.failures = 0
 
     async def check(self) -> None:
@@ -264,8 +265,14 @@ class SnapshotKeeper:
             await asyncio.to_thread(self._file.write, await encode_snapshot(snapshot))
         except OSError as error:
             self.failures += 1
-            log.warning("the snapshot %s cannot be written: %s", self._file.path, error.strerror)
+            # Tried again every few seconds: told once.
+            if error.strerror != self._problem:
+                log.warning("the snapshot %s cannot be written: %s", self._file.path, error.strerror)
+            self._problem = error.strerror
             return False
+        if self._problem is not None:
+            log.info("the snapshot %s is written again", self._file.path)
+            self._problem = None
         self._saved = mutations
         return True
 

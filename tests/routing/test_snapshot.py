@@ -163,14 +163,19 @@ async def test_the_file_is_private_sealed_and_alone(registry: FakeRegistry, path
     assert b"SCRAM" not in content
 
 
-async def test_a_disk_that_fails_costs_only_the_file(
+async def test_a_disk_that_fails_costs_only_the_file_and_is_told_once(
     registry: FakeRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     resolver, snapshots = keeper(registry, tmp_path / "missing" / "routes.snapshot")
     await resolver.resolve(ACME)
-    assert not await snapshots.save()
-    assert snapshots.failures == 1
-    assert "cannot be written" in caplog.text
+    for _ in range(3):
+        assert not await snapshots.save()
+    assert snapshots.failures == 3
+    assert caplog.text.count("cannot be written") == 1
+    (tmp_path / "missing").mkdir()
+    assert await snapshots.save()
+    assert caplog.text.count("is written again") == 1
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other key", "old", "from the future", "missing"])
