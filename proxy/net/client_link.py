@@ -227,7 +227,7 @@ class ClientLink(Stream):
     def _without_backend(self, data: bytes) -> bytes:
         """Deal with what needs no backend; the answer is empty, or begins with a message that needs one."""
         front = self.front
-        if front.is_one_query(data):
+        if front.begins_request(data):
             return data
         while True:
             dropped = front.discard(data)

@@ -16,7 +16,7 @@ import select
 try:
     import cython
 except ModuleNotFoundError:
-    from proxy.net import uncompiled as cython
+    from proxy.wire import uncompiled as cython
 
 if cython.compiled:
     from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

@@ -193,9 +193,7 @@ class Desk:
         if book is not None and not back.open_batch and self._speaks_of_own(book, data, pos + 5, after, back):
             self.owning = self.need == NEED_OWN
             return STOP
-        self.unnamed = b""
-        self.unnamed_mark += 1
-        self.batch += 1
+        self.end_unnamed()
         if book is None or after > len(data) or not may_deallocate(data, pos + 5):
             return VERBATIM
         name = deallocated(text_of(data, pos + 5))
@@ -346,10 +344,24 @@ class Desk:
         if self.book is not None:
             self.book.clear()
 
+    def end_unnamed(self) -> None:
+        """Take note of a Query, which ends the unnamed statement, and a batch."""
+        self.unnamed = b""
+        self.unnamed_mark += 1
+        self.batch += 1
+
+    def keep_unnamed(self, message: bytes) -> None:
+        """Take note of a Parse of the unnamed statement, while no reply is owed that may change what is before it."""
+        self.unnamed_before = self.unnamed
+        self.unnamed_changes = 1
+        self.unnamed_batch = self.batch
+        self.unnamed = message
+        self.unnamed_mark += 1
+
     def _set_unnamed(self, message: bytes, back: BackState) -> None:
         if not back.owes() or (self.unnamed_batch != self.batch and not back.owes_parse()):
-            self.unnamed_before = self.unnamed
-            self.unnamed_changes = 0
+            self.keep_unnamed(message)
+            return
         self.unnamed_changes += 1
         self.unnamed_batch = self.batch
         self.unnamed = message

@@ -13,11 +13,17 @@ from typing import Final
 
 from mypy_extensions import i64
 
-from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, VERBATIM, Desk
+from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, UNNAMED_MOST, VERBATIM, Desk
+from proxy.session.glance import glance_request, skip_alike
 from proxy.session.markers import known_in_advance
 from proxy.session.pins import CALLED, PIN_DOUBT, PIN_SET, PIN_STATEMENT, PIN_UNNAMED
 from proxy.session.replies import HOLD_LIMIT, BackState
 from proxy.session.reply_queue import (
+    ASKS_MORE,
+    ASKS_PIPELINE,
+    ASKS_QUERY,
+    GLANCE_LEAST,
+    MANY_FRAMES,
     OWE_BIND,
     OWE_CLOSE,
     OWE_CLOSE_STATEMENT,
@@ -26,6 +32,8 @@ from proxy.session.reply_queue import (
     OWE_FUNCTION,
     OWE_PARSE,
     OWE_QUERY,
+    PIPELINE,
+    UNDESCRIBED,
 )
 from proxy.session.set_statements import UNREADABLE, TouchedSettings
 from proxy.session.statements import Book
@@ -108,12 +116,13 @@ class FrontState:
         size: i64 = frame_size(data, 0)
         return 1 + size <= end or end >= HOLD_LIMIT or size < 4 or size > MAX_FRAME
 
-    def is_one_query(self, data: bytes) -> bool:
-        """Say whether `data` is one whole Query and nothing else is on: the commonest chunk there is."""
+    def begins_request(self, data: bytes) -> bool:
+        """Say whether `data` begins with a whole Query, Parse or Bind and nothing is on, as nearly every chunk does."""
         end: i64 = len(data)
-        if end < 5 or data[0] != F_QUERY or self.is_discarding():
+        if end < 5 or (data[0] != F_QUERY and data[0] != F_PARSE and data[0] != F_BIND) or self.is_discarding():
             return False
-        return frame_size(data, 0) + 1 == end
+        size: i64 = frame_size(data, 0)
+        return 4 <= size < end
 
     def is_discarding(self) -> bool:
         """Say whether what comes next belongs to a request that the proxy has refused: see `discard`."""
@@ -193,7 +202,10 @@ class FrontState:
         """
         pos: i64 = 0
         end: i64 = len(data)
-        if self.left:
+        if self.left == 0:
+            if end >= GLANCE_LEAST and (data[0] == F_PARSE or data[0] == F_QUERY) and self._at_a_glance(data, back):
+                return end
+        else:
             pos = min(self.left, end)
             self.left -= pos
             if self.left_kind == F_QUERY or self.left_kind == F_PARSE:
@@ -214,7 +226,7 @@ class FrontState:
                     self.left_kind = kind
                     pos = end
                     break
-                pos = after
+                pos = after if end - after < MANY_FRAMES else skip_alike(data, pos)
                 continue
             if after > end and end - pos < self._enough(kind, size, data, pos):
                 if data[pos] not in KNOWN_TYPES:
@@ -248,6 +260,35 @@ class FrontState:
                 break
             pos = after
         return pos
+
+    def _at_a_glance(self, data: bytes, back: BackState) -> bool:
+        """Judge a chunk that is one whole request of the commonest kinds, where nothing else is on.
+
+        The outcome is that of `scan`, message by message; False leaves all as it is.
+        """
+        desk, texts = self.desk, self.texts
+        if len(data) > UNNAMED_MOST or not back.is_at_rest() or self.batch_unnamed != UNNAMED_LEFT:
+            return False
+        if desk.book is not None or desk.passing or desk.owning:
+            return False
+        if texts.remembered is not None or len(texts.tail) != 0:
+            return False
+        asks = glance_request(data)
+        if asks == ASKS_MORE:
+            return False
+        if asks == ASKS_QUERY:
+            self.pins &= ~PIN_UNNAMED
+            desk.end_unnamed()
+            back.unnamed_owner = 0
+            back.queue.append(OWE_QUERY)
+            return True
+        desk.keep_unnamed(data[: 1 + frame_size(data, 0)])
+        desk.batch += 1
+        back.unnamed_owner = desk.unnamed_mark
+        back.queue.extend(PIPELINE if asks == ASKS_PIPELINE else UNDESCRIBED)
+        self.unnamed_pinned = self.pins & PIN_UNNAMED != 0
+        self.pins &= ~PIN_UNNAMED
+        return True
 
     def _account(self, kind: i64, data: bytes, pos: i64, end: i64, back: BackState) -> bool:
         """Note one message that is not Query; False when the scan must end before it."""

@@ -31,6 +31,33 @@ SWALLOW: Final = 64
 NOTED: Final = 128
 """Added to a debt whose reply says something of a named statement: the first of `Shelf.notes` is its."""
 
+# What a client's chunk may be at first glance (see `proxy.session.glance`).
+ASKS_MORE: Final = 0
+"""Anything else."""
+ASKS_QUERY: Final = 1
+"""One Query."""
+ASKS_PIPELINE: Final = 2
+"""Parse of the unnamed statement, Bind of it, Describe and Execute of the unnamed portal, Sync."""
+ASKS_UNDESCRIBED: Final = 3
+"""The same without Describe."""
+
+GLANCE_LEAST: Final = 12
+"""Bytes of a chunk from which on it is worth a glance."""
+MANY_FRAMES: Final = 512
+"""Bytes of a chunk from which on its frames are skipped together: one call costs as much as several frames."""
+
+# What the usual requests owe.
+PIPELINE: Final = [OWE_PARSE, OWE_BIND, OWE_DESCRIBE, OWE_EXECUTE, OWE_SYNC]
+UNDESCRIBED: Final = [OWE_PARSE, OWE_BIND, OWE_EXECUTE, OWE_SYNC]
+BOUND: Final = [OWE_BIND, OWE_EXECUTE, OWE_SYNC]
+BOUND_DESCRIBED: Final = [OWE_BIND, OWE_DESCRIBE, OWE_EXECUTE, OWE_SYNC]
+
+# What a server's chunk may be at first glance: rows, CommandComplete and ReadyForQuery, and what stands before them.
+ANSWER: Final = 1
+ANSWER_PARSED: Final = 2
+ANSWER_BOUND: Final = 4
+ANSWER_DESCRIBED: Final = 8
+
 # Why a client's messages are held back although it has a backend.
 HALT_NOT: Final = 0
 HALT_QUIET: Final = 1
@@ -73,6 +100,20 @@ class ReplyQueue:
             if debt == OWE_QUERY or debt == OWE_EXECUTE or debt == OWE_FUNCTION:
                 return True
         return False
+
+    def is_at_rest(self) -> bool:
+        """Say whether nothing is owed, and nothing on that a message might be part of."""
+        return len(self.queue) == 0 and not (self.open_batch or self.copy_in or self.doubt or self.skipping)
+
+    def owes_just(self, answer: int) -> bool:
+        """Say whether one request is outstanding, in whose replies stands what the bits of `answer` say."""
+        if not answer & (ANSWER_PARSED | ANSWER_BOUND):
+            return len(self.queue) == 1 and self.queue[0] == OWE_QUERY
+        if not answer & ANSWER_BOUND:
+            return False
+        if answer & ANSWER_PARSED:
+            return self.queue == (PIPELINE if answer & ANSWER_DESCRIBED else UNDESCRIBED)
+        return self.queue == (BOUND_DESCRIBED if answer & ANSWER_DESCRIBED else BOUND)
 
     def will_answer(self) -> bool:
         """Say whether replies are outstanding that come without anything more being sent."""
