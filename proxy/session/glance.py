@@ -48,6 +48,9 @@ from proxy.wire.framing import (
     STATUS_TRANSACTION,
 )
 
+if cython.compiled:
+    from cython.cimports.libc.string import memchr
+
 _MARKERS = re.compile(rb"(?is)mp|ld|dv|[_\x7f]c|;.")
 """A pair of letters that each word of session state has (see `proxy.session.texts`), or another statement."""
 
@@ -82,11 +85,9 @@ def glance_request(data: bytes) -> int:
         return ASKS_MORE
     if text[0] != F_PARSE or text[5] != 0 or after < 12 or after > end - 10:
         return ASKS_MORE
-    stop = 6
-    while text[stop] != 0:
-        stop += 1
-        if stop == after:
-            return ASKS_MORE
+    stop = _end_of_text(data, 6, after)
+    if stop < 0:
+        return ASKS_MORE
     pos = after
     if text[pos] != F_BIND or text[pos + 1] != 0 or text[pos + 5] != 0 or text[pos + 6] != 0:
         return ASKS_MORE
@@ -144,6 +145,15 @@ def glance_reply(data: bytes) -> int:
             break
         pos += 1 + size
     return 0
+
+
+def _end_of_text(data: bytes, start: i64, end: i64) -> i64:
+    """Return where the first byte of zero is, -1 if there is none."""
+    if not cython.compiled:
+        return data.find(b"\0", start, end)
+    text = cython.declare(cython.p_char, data)
+    stop = cython.declare(cython.p_char, cython.cast(cython.p_char, memchr(text + start, 0, end - start)))
+    return -1 if stop == cython.NULL else stop - text
 
 
 def _has_size(data: bytes, pos: i64, size: i64) -> bool:

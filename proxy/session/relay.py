@@ -79,6 +79,10 @@ UNNAMED_BOUND: Final = 2
 UNNAMED_AWAITED: Final = 3
 """Parsed, and its replies were asked for before it was bound."""
 
+# mypyc looks up what it has not compiled by name at each call, unless it is a constant of the module that calls.
+_GLANCE: Final = glance_request
+_SKIP: Final = skip_alike
+
 _REUSED: Final = b"\0"
 """Stands in `closing_names` for a name that has been parsed again; no statement can be called that."""
 
@@ -226,7 +230,7 @@ class FrontState:
                     self.left_kind = kind
                     pos = end
                     break
-                pos = after if end - after < MANY_FRAMES else skip_alike(data, pos)
+                pos = after if end - after < MANY_FRAMES else _SKIP(data, pos)
                 continue
             if after > end and end - pos < self._enough(kind, size, data, pos):
                 if data[pos] not in KNOWN_TYPES:
@@ -273,7 +277,7 @@ class FrontState:
             return False
         if texts.remembered is not None or len(texts.tail) != 0:
             return False
-        asks = glance_request(data)
+        asks = _GLANCE(data)
         if asks == ASKS_MORE:
             return False
         if asks == ASKS_QUERY:

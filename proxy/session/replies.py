@@ -83,6 +83,10 @@ MAX_ERRORS: Final = 16
 MAX_SHAPE: Final = 1 << 20
 """The longest description of a statement, in bytes, that is read for the proxy itself."""
 
+# See `proxy.session.relay`.
+_GLANCE: Final = glance_reply
+_SKIP: Final = skip_alike
+
 _C: Final = 0x43
 _D: Final = 0x44
 _L: Final = 0x4C
@@ -196,7 +200,7 @@ class BackState(ReplyQueue):
                     self.left = after - end
                     pos = end
                     break
-                pos = after if end - after < MANY_FRAMES else skip_alike(data, pos)
+                pos = after if end - after < MANY_FRAMES else _SKIP(data, pos)
                 continue
             if after > end and not self._may_stream(kind, size, end - pos):
                 break
@@ -241,7 +245,7 @@ class BackState(ReplyQueue):
             return False
         if len(self.queue) == 0 or self.queue[0] >= SWALLOW:
             return False
-        answer = glance_reply(data)
+        answer = _GLANCE(data)
         if answer == 0 or not self.owes_just(answer):
             return False
         self.swallowing = False
