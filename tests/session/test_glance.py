@@ -68,6 +68,7 @@ requests = st.sampled_from(
         bind() + execute() + sync(),
         parse("select 1") + flush(),
         parse("select 1") + sync(),
+        parse(TEXTS[-1]) + sync(),
         close("name") + sync(),
         copy_data("row") + copy_done(),
         query("select 1") + query("select 2"),
@@ -99,6 +100,35 @@ answers = st.sampled_from(
 )
 
 
+DONE = [
+    ROWS + command_complete("SELECT 2") + ready(),
+    command_complete("UPDATE 1") + ready("T"),
+    command_complete("SET") + ready("T"),
+    command_complete("SET") + ready(),
+    command_complete("COMMIT") + ready(),
+]
+# What belongs together, and what nearly all traffic is.
+usual = st.one_of(
+    st.tuples(
+        st.sampled_from([query(text) for text in (TEXTS[0], "update t set a = 1", "set a = b", "commit")]),
+        st.sampled_from(DONE).map(lambda answer: [answer]),
+    ),
+    st.tuples(
+        st.sampled_from([pipeline(text) for text in ("select 1", "set a = b", "commit", TEXTS[-1])]),
+        st.sampled_from(DONE).map(lambda answer: [PARSED + BOUND + (b"" if answer[:1] == b"T" else NO_DATA) + answer]),
+    ),
+    st.sampled_from(
+        [
+            (parse("select 1") + flush(), [PARSED]),
+            (parse("select 1") + sync(), [PARSED + ready()]),
+            (parse(TEXTS[-1]) + sync(), [PARSED + ready()]),
+            (bind() + execute() + sync(), [BOUND + command_complete("SELECT 0") + ready()]),
+            (bind() + describe() + execute() + sync(), [BOUND + DONE[0]]),
+        ]
+    ),
+)
+
+
 def state_of(thing: object) -> object:
     """All that an object knows, however deep."""
     if not type(thing).__module__.startswith("proxy."):
@@ -107,8 +137,8 @@ def state_of(thing: object) -> object:
     return {name: state_of(value) for name in names if not callable(value := getattr(thing, name))}
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.lists(st.tuples(requests, st.lists(answers, max_size=2)), min_size=1, max_size=4))
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.one_of(usual, usual, st.tuples(requests, st.lists(answers, max_size=2))), min_size=1, max_size=5))
 def test_outcome_is_that_of_judging_one_by_one(conversation: list[tuple[bytes, list[bytes]]]) -> None:
     whole, single = RelayPair(), RelayPair()
     for said, answered in conversation:
