@@ -29,6 +29,7 @@ from proxy.session.reply_queue import (
     ASKS_QUERY,
     ASKS_UNDESCRIBED,
 )
+from proxy.session.texts import may_update_settings
 from proxy.wire.framing import (
     B_BIND_COMPLETE,
     B_COMMAND_COMPLETE,
@@ -71,8 +72,8 @@ def skip_alike(data: bytes, pos: i64) -> int:
 def glance_request(data: bytes) -> int:
     """Say whether a client's chunk is one whole request whose statement, by its text, leaves no session state.
 
-    Such a statement is one, begins with a letter, is no SET, RESET, DEALLOCATE or DISCARD, and has none of the
-    pairs of letters that the words of session state have.
+    Such a statement is one, begins with a letter, is no SET, RESET, DEALLOCATE or DISCARD, no UPDATE of the view of
+    settings, and has none of the pairs of letters that the words of session state have.
     """
     text = data
     end = len(data)
@@ -170,6 +171,8 @@ def _is_harmless(data: bytes, start: i64, stop: i64) -> bool:
     if first < 0x61 or first > 0x7A or first == 0x64:
         return False
     if (first == 0x73 and third == 0x74) or (first == 0x72 and third == 0x73):
+        return False
+    if first == 0x75 and may_update_settings(data, start, stop):
         return False
     if not cython.compiled:
         return _MARKERS.search(data, start, stop) is None
