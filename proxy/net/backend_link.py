@@ -24,6 +24,7 @@ from proxy.session.parameters import ParameterSet, switch_statement
 from proxy.session.pins import PIN_SESSION, PIN_SET, REPORTED, TO_RESET
 from proxy.session.relay import FOUND_NOTHING
 from proxy.session.replies import BackState
+from proxy.session.statements import question_messages
 from proxy.session.tracked import MAX_ANSWER, Inquiry
 from proxy.wire.framing import B_ERROR, B_NOTICE, B_PARAMETER_STATUS, STATUS_IDLE, STATUS_TRANSACTION
 
@@ -200,6 +201,11 @@ class BackendLink(Stream):
         """Send a statement of the proxy's own, whose replies nobody else sees."""
         self.state.inject_query()
         self.write(b"Q" + (len(statement) + 5).to_bytes(4, "big") + statement + b"\0")
+
+    def ask_gently(self, statement: bytes) -> None:
+        """Do the same, and leave the client its unnamed statement and portal, which a Query would end."""
+        self.state.inject_question()
+        self.write(question_messages(statement))
 
     def cancel_rest(self) -> None:
         """Cancel what the server still does for nobody, as soon as that is the last request it has.

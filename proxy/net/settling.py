@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import i64
 
 from proxy.net.link_host import FAREWELL_TIME, TOLD_STATE_LEFT
+from proxy.session.endings import sqlstate_of
 from proxy.session.parameters import ParameterSet
 from proxy.session.pins import (
     ASKABLE,
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
 
 _STAYS: Final = PIN_SET | PIN_SET_CONFIG | PIN_LOAD | PIN_STATEMENT | PIN_UNNAMED | PIN_DOUBT | PIN_SESSION
 """The pins that no answer of the server takes away."""
+MAX_ATTEMPTS: Final = 5
+"""How often a question is asked that is cancelled."""
 _FIXED: Final = (b"session_authorization", b"is_superuser")
 """Reported parameters that change with the role."""
 _NEVER_SET: Final = (b"in_hot_standby", b"server_version", b"server_encoding", b"integer_datetimes")
@@ -107,7 +110,7 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
     if staying or (pins & ASKABLE and not asked):
         names = [] if touched is None or pins & PIN_DOUBT else restored_names(touched, client.startup)
         if names:
-            _ask(backend, inquire_restoring(names, client.startup))
+            _ask(backend, client, inquire_restoring(names, client.startup))
         elif pins & PIN_SESSION:
             front.touched = None
             front.pins &= ~UNSETTLED
@@ -122,7 +125,7 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
     reported = _reported(state)
     inquiry = inquire(touched, asked, client.startup, reported, backend.entry.pool.role)
     if inquiry.statement:
-        _ask(backend, inquiry)
+        _ask(backend, client, inquiry)
         return True
     _settle(backend, client, inquiry, {name: reported[name] for name in touched.names})
     return (front.pins | state.pins) & ~MARKS != 0
@@ -157,7 +160,7 @@ def restore(backend: BackendLink, client: ClientLink) -> None:
     if names:
         inquiry = inquire_restoring(names, client.startup)
         inquiry.within_transaction = True
-        _ask(backend, inquiry)
+        _ask(backend, client, inquiry)
 
 
 def discarded(backend: BackendLink, client: ClientLink) -> None:
@@ -182,12 +185,14 @@ def answered(backend: BackendLink, client: ClientLink) -> None:
     assert inquiry is not None
     backend.inquiry = None
     state, front = backend.state, client.front
-    failed = len(state.swallowed_error) != 0
+    error = state.swallowed_error
     state.swallowed_error = b""
     passing = told_in_passing(inquiry.answer)
     if passing:
         client.write(passing)
-    row = None if failed else first_row(inquiry.answer)
+    if error and _asks_again(backend, client, inquiry, error):
+        return
+    row = None if error else first_row(inquiry.answer)
     touched = front.touched
     if inquiry.only_restores:
         if row is None and not inquiry.within_transaction:
@@ -213,8 +218,14 @@ def answered(backend: BackendLink, client: ClientLink) -> None:
         for name in touched.names:
             if name not in values:
                 values[name] = reported.get(name)
-    for at, pin in enumerate(inquiry.facts):
-        if row[len(inquiry.names) + at] == b"t":
+    _take_facts(backend, client, inquiry.facts, row[len(inquiry.names) :])
+    _settle(backend, client, inquiry, values)
+
+
+def _take_facts(backend: BackendLink, client: ClientLink, facts: list[int], answers: list[bytes | None]) -> None:
+    state, front = backend.state, client.front
+    for pin, answer in zip(facts, answers, strict=True):
+        if answer == b"t":
             front.pins |= pin
             front.proven |= pin
         else:
@@ -223,12 +234,25 @@ def answered(backend: BackendLink, client: ClientLink) -> None:
             state.pins &= ~pin
             if pin == PIN_STATEMENT:
                 front.names = None
-    _settle(backend, client, inquiry, values)
 
 
-def _ask(backend: BackendLink, inquiry: Inquiry) -> None:
+def _asks_again(backend: BackendLink, client: ClientLink, inquiry: Inquiry, error: bytes) -> bool:
+    """Repeat a question that took longer than the client's own `statement_timeout` allows, unless it is hopeless."""
+    cancelled = sqlstate_of(error, 5, len(error)) == b"57014"
+    if not cancelled or inquiry.within_transaction or inquiry.attempts == MAX_ATTEMPTS:
+        return False
+    inquiry.attempts += 1
+    inquiry.answer.clear()
+    _ask(backend, client, inquiry)
+    return True
+
+
+def _ask(backend: BackendLink, client: ClientLink, inquiry: Inquiry) -> None:
     backend.inquiry = inquiry
-    backend.run_own(inquiry.statement)
+    if inquiry.within_transaction or client.front.pins & PIN_UNNAMED:
+        backend.ask_gently(inquiry.statement)
+    else:
+        backend.run_own(inquiry.statement)
 
 
 def _settle(backend: BackendLink, client: ClientLink, inquiry: Inquiry, values: dict[bytes, bytes | None]) -> None:

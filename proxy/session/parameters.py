@@ -26,6 +26,8 @@ _NEVER_IN_A_MEANING: Final = frozenset(
 )
 
 
+_LIMITS: Final = (b"statement_timeout", b"transaction_timeout")
+"""Settings that may end the very statement which changes them."""
 _TEMPORARY_PATH: Final = re.compile(rb'\s*(?:"?\$user"?\s*,\s*)*"?pg_temp(?:_\d+)?"?\s*(?:,|\Z)', re.IGNORECASE)
 
 
@@ -114,12 +116,21 @@ def switch_statement(old: ParameterSet, new: ParameterSet) -> bytes:
     """Write the SQL that takes a backend from one set to the other, differences only; `b""` when there are none.
 
     `set_config` takes a value in the very form that a startup packet has it, lists included, which SET does not.
+    Time limits are taken away first, so that the old ones do not end the change.
     """
-    parts = [b"RESET " + _quoted_name(name) for key, (name, _) in old.values.items() if key not in new.values]
+    if old is new or old.pairs == new.pairs:
+        return b""
+    limits = [name for name in _LIMITS if name in old.values]
+    parts = [
+        b"RESET " + _quoted_name(name)
+        for key, (name, _) in old.values.items()
+        if key not in new.values and key not in limits
+    ]
+    parts = [b"RESET " + name for name in limits] + parts
     calls = [
         b"pg_catalog.set_config(" + quoted_literal(name) + b", " + quoted_literal(value) + b", false)"
         for key, (name, value) in new.values.items()
-        if key not in old.values or old.values[key][1] != value
+        if key not in old.values or old.values[key][1] != value or key in limits
     ]
     if calls:
         parts.append(b"SELECT " + b", ".join(calls))

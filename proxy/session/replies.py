@@ -145,7 +145,9 @@ class BackState(ReplyQueue):
 
     def only_owes_own(self) -> bool:
         """Say whether nothing but the proxy's own statement, outside a transaction, is still to be answered."""
-        return self.swallowing_own and self.status == STATUS_IDLE and self.head + 1 == len(self.queue)
+        if not self.swallowing_own or self.status != STATUS_IDLE:
+            return False
+        return all(self.queue[at] & SWALLOW for at in range(self.head, len(self.queue)))
 
     def inject_query(self) -> None:
         """Note a Query of the proxy's own, whose replies are swallowed."""
@@ -153,6 +155,14 @@ class BackState(ReplyQueue):
         self.swallowed_error = b""
         self.swallowing_own = True
         self.unnamed_owner = 0
+
+    def inject_question(self) -> None:
+        """Note a statement of the proxy's own by the extended protocol: see `question_messages`."""
+        for debt in (OWE_CLOSE, OWE_PARSE, OWE_BIND, OWE_EXECUTE, OWE_CLOSE, OWE_CLOSE, OWE_SYNC):
+            self.queue.append(debt | SWALLOW)
+            self.own += 1
+        self.swallowed_error = b""
+        self.swallowing_own = True
 
     def forwarded_query(self) -> None:
         """Note a Query or a FunctionCall that was forwarded.
@@ -205,10 +215,10 @@ class BackState(ReplyQueue):
             if after > end and not self._may_stream(kind, size, end - pos):
                 break
             was_swallowing: bool = self.swallowing
-            mixed: bool = self.own != 0
+            mixed: bool = self.own != 0 and not self.swallowing_own
             if owed and (kind == B_ERROR or (mixed and (kind == B_NOTIFICATION or kind == B_PARAMETER_STATUS))):
                 # What is no reply at all has come in between, as to any session that is idle.
-                hidden = kind == B_ERROR and self._hides_error(data, pos, min(end, after))
+                hidden = kind == B_ERROR and self._hides_error(data, pos, after)
                 if hidden != was_swallowing and pos > start:
                     break
                 self.swallowing = was_swallowing = hidden
@@ -266,7 +276,8 @@ class BackState(ReplyQueue):
         """Say whether an error is not for the client as it is: see `answer`.
 
         Those in answer to a message of the proxy's own are when that was part of the client's own batch, unless the
-        proxy has provoked them to tell something else, or they speak of a statement by a name of the proxy's.
+        proxy has provoked them to tell something else, or they speak of a statement by a name of the proxy's.  One that
+        has not come whole, and is for the client, stays as it is: no error of the server's about a name is that long.
         """
         if self.head == len(self.queue):
             # It closes while a batch is open, all of which is answered.
@@ -278,7 +289,7 @@ class BackState(ReplyQueue):
                 return True
         elif entry & SWALLOW:
             return True
-        return data.find(NAME_PREFIX, pos, end) >= 0
+        return end <= len(data) and data.find(NAME_PREFIX, pos, end) >= 0
 
     def _may_stream(self, kind: i64, size: i64, available: i64) -> bool:
         """Say whether a frame that has not come whole may be judged by its beginning."""
@@ -286,7 +297,7 @@ class BackState(ReplyQueue):
             self.fault = "an oversized frame"
         if kind == B_READY or kind == B_PARAMETER_STATUS:
             return False
-        if self.own and self.swallowing:
+        if self.swallowing and (self.own or kind == B_ERROR):
             if size > MAX_SHAPE:
                 self.fault = "an oversized frame"
             return False
@@ -442,7 +453,7 @@ class BackState(ReplyQueue):
     def _error(self, data: bytes, pos: i64, end: i64) -> None:
         debt = self._first()
         noted = self.head < len(self.queue) and self.queue[self.head] & NOTED != 0
-        if debt == OWE_QUERY and not noted and self.queue[self.head] & SWALLOW:
+        if self.swallowing_own and debt != 0:
             self.swallowed_error = data[pos:end]
         else:
             self._note_error(data, pos, end)

@@ -19,13 +19,15 @@ from typing import Final
 
 from mypy_extensions import i64
 
-from proxy.wire.framing import F_CLOSE, F_DESCRIBE, F_FLUSH, F_PARSE
+from proxy.wire.framing import F_BIND, F_CLOSE, F_DESCRIBE, F_EXECUTE, F_FLUSH, F_PARSE, F_SYNC
 
 NAME_PREFIX: Final = b"pgtenant_"
 NO_STATEMENT: Final = b"pgtenant_none"
 """A name that no statement has: closing it is answered and does nothing, describing it fails."""
 SPARE_STATEMENT: Final = b"pgtenant_spare"
 """A statement made only to be deallocated in place of one that this backend does not have by its client's name."""
+QUESTION: Final = b"pgtenant_ask"
+"""The statement, and the portal, with which a question is asked that leaves those without a name alone."""
 
 MOST_STATEMENTS: Final = 10_000
 MOST_STATEMENT_BYTES: Final = 32 * 1024 * 1024
@@ -297,6 +299,32 @@ def close_message(name: bytes) -> bytes:
 def describe_message(name: bytes) -> bytes:
     """Encode Describe of a statement."""
     return bytes((F_DESCRIBE,)) + (6 + len(name)).to_bytes(4, "big") + b"S" + name + b"\0"
+
+
+def question_messages(statement: bytes) -> bytes:
+    """Encode a statement without parameters so that the unnamed statement and the unnamed portal outlive it.
+
+    It is closed before as well, because an error leaves it where it is (PostgreSQL, "Extended Query").
+    """
+    name = QUESTION + b"\0"
+    bind = name + name + bytes(6)
+    portal = b"P" + name
+    return (
+        close_message(QUESTION)
+        + parse_message(QUESTION, statement + b"\0\0\0")
+        + bytes((F_BIND,))
+        + (4 + len(bind)).to_bytes(4, "big")
+        + bind
+        + bytes((F_EXECUTE,))
+        + (8 + len(name)).to_bytes(4, "big")
+        + name
+        + bytes(4)
+        + bytes((F_CLOSE,))
+        + (4 + len(portal)).to_bytes(4, "big")
+        + portal
+        + close_message(QUESTION)
+        + bytes((F_SYNC, 0, 0, 0, 4))
+    )
 
 
 def shape_of(parameters: bytes, row: bytes) -> bytes:

@@ -36,7 +36,7 @@ _FACTS: Final[tuple[tuple[int, bytes], ...]] = (
         PIN_STATEMENT,
         (
             b"EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql"
-            b" AND name OPERATOR(pg_catalog.!~) '^pgtenant_([0-9a-f]{16}_|spare$)')"
+            b" AND name OPERATOR(pg_catalog.!~) '^pgtenant_([0-9a-f]{16}_|spare$|ask$)')"
         ),
     ),
     (
@@ -60,10 +60,19 @@ _FACTS: Final[tuple[tuple[int, bytes], ...]] = (
 class Inquiry:
     """What the server is asked: `names` are the settings, `facts` the pins, in the order of the columns.
 
-    `restored` are the startup parameters that the statement itself gives back.
+    `restored` are the startup parameters that the statement itself gives back, `attempts` how often it was made.
     """
 
-    __slots__ = ("answer", "facts", "names", "only_restores", "restored", "statement", "within_transaction")
+    __slots__ = (
+        "answer",
+        "attempts",
+        "facts",
+        "names",
+        "only_restores",
+        "restored",
+        "statement",
+        "within_transaction",
+    )
 
     def __init__(self, statement: bytes, names: list[bytes], restored: list[bytes], facts: list[int]) -> None:
         self.statement = statement
@@ -72,6 +81,7 @@ class Inquiry:
         self.facts = facts
         self.only_restores = False
         self.within_transaction = False
+        self.attempts = 1
         self.answer = bytearray()
 
 

@@ -6,15 +6,17 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from harness.fakeserver import command_complete, data_row, ready, row_description
+from harness.fakeserver import command_complete, data_row, error_response, ready, row_description
 from harness.linkworld import LinkWorld, Peer
 from harness.rawclient import query, terminate
 from harness.relaymodel import kinds
 
 from proxy.net.client_link import ClientLink
 from proxy.net.hub import SETTLE_TIME
+from proxy.net.settling import MAX_ATTEMPTS
 from proxy.net.stream import HIGH_WATER
 from proxy.pool.ledger import ACTIVE, CLOSING, FLAG_MODE, IDLE, RESETTING, BackendEntry, PoolLedger
+from proxy.session.pins import PIN_SET
 
 BULK = data_row("x" * 1000) * 60
 
@@ -101,6 +103,27 @@ def test_so_is_one_whose_client_left_while_the_proxy_asked_for_its_settings(worl
     world.until(lambda: entry.state == IDLE, "a backend for others")
     assert kinds(server.recv(65536)) == "Q"
     assert not world.hub.settling
+
+
+@pytest.mark.parametrize("cancelled", [1, MAX_ATTEMPTS])
+def test_a_question_that_the_clients_own_time_limit_cancels_is_asked_again(
+    cancelled: int, world: LinkWorld, pool: PoolLedger
+) -> None:
+    client, _, entry, server = asks(world, pool, query("set my.x = 'y'"))
+    server.sendall(command_complete("SET") + ready())
+    backend = client.backend
+    assert backend is not None
+    for number in range(1, cancelled + 1):
+        world.until(lambda n=number: backend.inquiry is not None and backend.inquiry.attempts == n, "a question")
+        server.sendall(error_response("57014", "canceling statement due to statement timeout") + ready())
+    if cancelled == MAX_ATTEMPTS:
+        world.until(lambda: client.front.pins & PIN_SET != 0, "a client that keeps its backend")
+        assert entry.state == ACTIVE
+        return
+    world.until(lambda: backend.inquiry is not None and backend.inquiry.attempts == cancelled + 1, "another question")
+    server.sendall(row_description("a") + data_row("y") + command_complete("SELECT 1") + ready())
+    world.until(lambda: entry.state == IDLE, "a backend for others")
+    assert client.parameters.pairs == ((b"my.x", b"y"),)
 
 
 def test_a_server_that_never_answers_such_a_question_costs_its_slot_for_a_while_only(

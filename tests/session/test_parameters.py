@@ -70,6 +70,14 @@ def test_equal_sets_need_no_statement() -> None:
     assert switch_statement(parameter_set(a="1"), parameter_set(A="1")) == b""
 
 
+def test_old_time_limits_are_taken_away_before_anything_else() -> None:
+    old = parameter_set(a="1", statement_timeout="1", transaction_timeout="2")
+    assert switch_statement(old, parameter_set(a="1")) == b"RESET statement_timeout; RESET transaction_timeout"
+    statement = switch_statement(old, parameter_set(b="1", statement_timeout="1"))
+    assert statement.startswith(b'RESET statement_timeout; RESET transaction_timeout; RESET "a"; SELECT ')
+    assert b"set_config('statement_timeout', '1', false)" in statement
+
+
 def test_only_differences_are_in_the_statement() -> None:
     statement = switch_statement(parameter_set(a="1", b="2", c="3"), parameter_set(a="1", b="4"))
     assert statement == b"RESET \"c\"; SELECT pg_catalog.set_config('b', '4', false)"

@@ -450,6 +450,26 @@ def test_error_of_an_own_statement_is_kept_for_the_proxy() -> None:
     assert pair.releasable()
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 1000])
+@pytest.mark.parametrize("fails", [False, True])
+def test_own_question_by_the_extended_protocol_is_swallowed(fails: bool, size: int) -> None:
+    pair = RelayPair()
+    pair.back.inject_question()
+    assert pair.back.only_owes_own()
+    done = data_row("x") + parameter_status("A", "b") + command_complete("SELECT 1") + CLOSED * 2
+    own = CLOSED + PARSED + BOUND + (ERROR if fails else done) + ready()
+    for start in range(0, len(own), size):
+        pair.server(own[start : start + size])
+    assert bytes(pair.swallowed) == own
+    assert pair.to_client == b""
+    assert pair.back.swallowed_error == (ERROR if fails else b"")
+    assert pair.back.errors == []
+    assert pair.back.pins == 0
+    assert pair.back.own == 0
+    assert not pair.back.swallowing_own
+    assert pair.releasable()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11])
 def test_own_statement_never_reaches_the_client_however_its_replies_are_cut(size: int) -> None:
     pair = RelayPair()
