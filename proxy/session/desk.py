@@ -17,6 +17,7 @@ from typing import Final
 
 from mypy_extensions import i64
 
+from proxy.session.pins import PIN_PREPARE
 from proxy.session.replies import BackState
 from proxy.session.reply_queue import (
     HALT_INJECTED,
@@ -140,7 +141,8 @@ class Desk:
         book.noted = self.batch
         if name in book.names:
             return self._duplicate(data, pos, after, name, back)
-        if not book.has_room_for(name, body):
+        if back.pins & PIN_PREPARE or not book.has_room_for(name, body):
+            # Of a name that SQL may have given to another statement the server judges, where both are.
             return VERBATIM
         if may_deallocate(body, 0) and deallocated(text_of(body, 0)) == ALL_STATEMENTS:
             book.unsure = True

@@ -60,6 +60,19 @@ STORIES: dict[str, list[list[bytes]]] = {
         [parse("select 3", "t"), sync(), query("execute s(1)"), query("execute t"), bind(statement="t"), sync()],
         [bind(["1"], statement="s"), execute(), parse("execute s(2)"), bind(), execute(), sync()],
     ],
+    "parsed after prepare": [
+        [query("prepare x as select 1"), parse("select 2", "x"), bind(statement="x"), execute(), sync()],
+        [query("execute x")],
+        [parse("select 3", "y"), bind(statement="y"), execute(), sync()],
+        [parse("select 4", "y"), sync()],
+        [parse("select 5", "s"), sync()],
+        [close("x"), parse("select 6", "x"), sync(), bind(statement="x"), execute(), sync()],
+        [query("deallocate x"), parse("select 7", "x"), bind(statement="x"), execute(), sync()],
+    ],
+    "parsed behind prepare": [
+        [parse("prepare x as select 1"), bind(), execute(), parse("select 2", "x"), bind(statement="x"), sync()],
+        [bind(statement="x"), execute(), sync()],
+    ],
     "another": [[query("execute s2")], [query("grant execute on function s to public")]],
 }
 
