@@ -29,7 +29,7 @@ from proxy.session.reply_queue import (
     ASKS_QUERY,
     ASKS_UNDESCRIBED,
 )
-from proxy.session.texts import may_update_settings
+from proxy.session.texts import may_begin_with_marker
 from proxy.wire.framing import (
     B_BIND_COMPLETE,
     B_COMMAND_COMPLETE,
@@ -52,7 +52,7 @@ from proxy.wire.framing import (
 if cython.compiled:
     from cython.cimports.libc.string import memchr
 
-_MARKERS = re.compile(rb"(?is)mp|ld|dv|[_\x7f]c|;.")
+_MARKERS = re.compile(rb"(?is)mp|ld|dv|[_\x7f]c|&\"|;.")
 """A pair of letters that each word of session state has (see `proxy.session.texts`), or another statement."""
 
 
@@ -172,7 +172,7 @@ def _is_harmless(data: bytes, start: i64, stop: i64) -> bool:
         return False
     if (first == 0x73 and third == 0x74) or (first == 0x72 and third == 0x73):
         return False
-    if first == 0x75 and may_update_settings(data, start, stop):
+    if first == 0x75 and may_begin_with_marker(data, start, stop):
         return False
     if not cython.compiled:
         return _MARKERS.search(data, start, stop) is None
@@ -183,6 +183,7 @@ def _is_harmless(data: bytes, start: i64, stop: i64) -> bool:
             | (((text[at - 1] | 0x20) == 0x6C) & ((text[at] | 0x20) == 0x64))
             | (((text[at - 1] | 0x20) == 0x64) & ((text[at] | 0x20) == 0x76))
             | (((text[at - 1] | 0x20) == 0x7F) & ((text[at] | 0x20) == 0x63))
+            | ((text[at - 1] == 0x26) & (text[at] == 0x22))
         )
     return found == 0
 

@@ -23,7 +23,11 @@ _TEMPORARY: Final = re.compile(rb"\b(?:temp|temporary|pg_temp)\b")
 _SET_CONFIG: Final = re.compile(rb"\bset_config\b")
 _ADVISORY: Final = re.compile(rb"advisory_(?!xact|unlock)")
 _HOLD: Final = re.compile(rb"\bhold\b")
-_SETTINGS_VIEW: Final = re.compile(rb"\bupdate\b.*\bpg_settings\b", re.DOTALL)
+_UPDATE: Final = re.compile(rb"\bupdate\b")
+_SETTINGS_VIEW: Final = re.compile(rb"\bpg_settings\b")
+_BLOCK: Final = re.compile(rb"\s*do\b")
+_LISTEN: Final = re.compile(rb"\blisten\b")
+_ESCAPE: Final = re.compile(rb"\\(?:([0-9a-f]{4})|\+([0-9a-f]{6}))")
 _VALUE: Final = rb"(?:'[^'\\]*'|\$\d{1,5})(?:\s*::\s*(?:text|varchar))?"
 _LOCAL_CALL: Final = re.compile(
     rb"\bset_config\s*\(\s*"
@@ -56,9 +60,15 @@ def session_markers(text: bytes) -> int:
     The test is on words, wherever they stand: a column named `temp` has the mark as well.  That costs a question to
     the server, the other way round would cost the isolation of two clients.  Of `set_config` no call counts that
     says itself that it is for the transaction only; the text is to be kept then for what it changes until then.
-    An UPDATE of the view `pg_settings` is a SET (PostgreSQL, "pg_settings") of which no command tag tells.
+    An UPDATE of the view `pg_settings` is a SET (PostgreSQL, "pg_settings") of which no command tag tells, and none
+    tells of a LISTEN in a DO block.  Names in Unicode escapes (PostgreSQL, "Identifiers and Key Words") are what they
+    stand for; with an escape character of their own they may be anything.
     """
     pins = 0
+    if b'u&"' in text:
+        if b"uescape" in text:
+            pins |= PIN_SET_CONFIG
+        text = _ESCAPE.sub(_unescaped, text)
     if _TEMPORARY.search(text):
         pins |= PIN_TEMPORARY
     calls = len(_SET_CONFIG.findall(text))
@@ -70,9 +80,17 @@ def session_markers(text: bytes) -> int:
         pins |= TO_CHECK
     if _HOLD.search(text):
         pins |= PIN_HOLD
-    if _SETTINGS_VIEW.search(text):
+    update = _UPDATE.search(text)
+    if update is not None and _SETTINGS_VIEW.search(text, update.end()):
         pins |= PIN_SET
+    if _BLOCK.match(text) and _LISTEN.search(text):
+        pins |= PIN_LISTEN
     return pins
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    number = int(found[1] or found[2], 16)
+    return bytes((number,)) if number < 0x80 else found[0]
 
 
 def known_in_advance(text: bytes) -> int:
@@ -95,4 +113,6 @@ def all_names_in_calls(text: bytes) -> list[bytes]:
 
 def calls_are_readable(text: bytes) -> bool:
     """Say whether every call of `set_config` names its setting in so many words, and is made now."""
-    return len(_ANY_CALL.findall(text)) == len(_READABLE_CALL.findall(text)) and _FOR_LATER.search(text) is None
+    if _FOR_LATER.search(text) is not None or b'u&"' in text.lower():
+        return False
+    return len(_ANY_CALL.findall(text)) == len(_READABLE_CALL.findall(text))

@@ -156,7 +156,7 @@ class TouchedSettings:
         `standard_strings` says that a backslash in an ordinary string is surely nothing special, `only_calls` that no
         SET or RESET has succeeded.
         """
-        if text == UNREADABLE:
+        if text == UNREADABLE or b'u&"' in text.lower():
             self.unreadable = self.unreadable or not only_calls
             self.statements += 1
             return

@@ -41,6 +41,8 @@ _D_SEVEN: Final = 0x64646464646464
 _L_SEVEN: Final = 0x6C6C6C6C6C6C6C
 _M_SEVEN: Final = 0x6D6D6D6D6D6D6D
 _P_SEVEN: Final = 0x70707070707070
+_QUOTE_SEVEN: Final = 0x22222222222222
+_AMPERSAND_SEVEN: Final = 0x26262626262626
 _V_SEVEN: Final = 0x76767676767676
 _UNDERSCORE_SEVEN: Final = 0x7F7F7F7F7F7F7F
 """An underscore is changed, too, by what makes letters lower-case."""
@@ -49,7 +51,7 @@ _UNDERSCORE_SEVEN: Final = 0x7F7F7F7F7F7F7F
 def may_have_markers(text: bytes, start: i64, end: i64) -> bool:
     """Say in one quick look whether `text[start:end]` may have one of the words that `session_markers` looks for.
 
-    Each of them has a pair of letters that few statements have: te(mp), a(dv)isory, ho(ld), set(_c)onfig.
+    Each of them has a pair of letters that few statements have: te(mp), a(dv)isory, ho(ld), set(_c)onfig, u(&").
     """
     if end - start > LONG_TEXT:
         lower = text[start:end].lower()
@@ -58,6 +60,7 @@ def may_have_markers(text: bytes, start: i64, end: i64) -> bool:
             or lower.find(b"set_config") >= 0
             or lower.find(b"advisory") >= 0
             or lower.find(b"hold") >= 0
+            or lower.find(b'u&"') >= 0
         )
     if end - start < 8:
         text = text[start:end].ljust(8)
@@ -74,11 +77,13 @@ def may_have_markers(text: bytes, start: i64, end: i64) -> bool:
         hold: i64 = (letters ^ _D_SEVEN) | (before ^ _L_SEVEN)
         advisory: i64 = (letters ^ _V_SEVEN) | (before ^ _D_SEVEN)
         config: i64 = (letters ^ _C_SEVEN) | (before ^ _UNDERSCORE_SEVEN)
+        escaped: i64 = (letters ^ _QUOTE_SEVEN) | (before ^ _AMPERSAND_SEVEN)
         without: i64 = (
             (((temp & _LOW_BITS) + _LOW_BITS) | temp)
             & (((hold & _LOW_BITS) + _LOW_BITS) | hold)
             & (((advisory & _LOW_BITS) + _LOW_BITS) | advisory)
             & (((config & _LOW_BITS) + _LOW_BITS) | config)
+            & (((escaped & _LOW_BITS) + _LOW_BITS) | escaped)
         )
         if without & _HIGH_BITS != _HIGH_BITS:
             return True
@@ -87,12 +92,14 @@ def may_have_markers(text: bytes, start: i64, end: i64) -> bool:
         pos = min(pos + 6, last)
 
 
-def may_update_settings(data: bytes, start: i64, end: i64) -> bool:
-    """Say in one quick look whether a statement may be an UPDATE of `pg_settings`, or of what hides its name."""
+def may_begin_with_marker(data: bytes, start: i64, end: i64) -> bool:
+    """Say in one quick look whether a statement may be DO, or UPDATE of `pg_settings` or what hides its name."""
     while start < end and data[start] <= 0x20:
         start += 1
-    if start + 10 > end or (data[start] | 0x20) != 0x75 or (data[start + 1] | 0x20) != 0x70:
+    if start + 10 > end:
         return False
+    if (data[start] | 0x20) != 0x75 or (data[start + 1] | 0x20) != 0x70:
+        return (data[start] | 0x20) == 0x64 and (data[start + 1] | 0x20) == 0x6F
     start += 6
     while start < end and data[start] <= 0x20:
         start += 1
@@ -282,7 +289,7 @@ class Texts:
             self.tail = b""
             start = 0
             end = len(data)
-        if may_have_markers(data, start, end) or may_update_settings(data, start, end):
+        if may_have_markers(data, start, end) or may_begin_with_marker(data, start, end):
             marks = session_markers(data[start:end].lower())
         if not last:
             self.tail = data[max(start, end - TAIL_SIZE) : end]

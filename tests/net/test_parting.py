@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from harness.fakeserver import command_complete, data_row, error_response, ready, row_description
@@ -11,6 +12,7 @@ from harness.linkworld import LinkWorld, Peer
 from harness.rawclient import query, terminate
 from harness.relaymodel import kinds
 
+from proxy.net.backend_link import BackendLink
 from proxy.net.client_link import ClientLink
 from proxy.net.hub import SETTLE_TIME
 from proxy.net.settling import MAX_ATTEMPTS
@@ -105,6 +107,10 @@ def test_so_is_one_whose_client_left_while_the_proxy_asked_for_its_settings(worl
     assert not world.hub.settling
 
 
+def attempted(backend: BackendLink, attempts: int) -> bool:
+    return backend.inquiry is not None and backend.inquiry.attempts == attempts
+
+
 @pytest.mark.parametrize("cancelled", [1, MAX_ATTEMPTS])
 def test_a_question_that_the_clients_own_time_limit_cancels_is_asked_again(
     cancelled: int, world: LinkWorld, pool: PoolLedger
@@ -114,13 +120,13 @@ def test_a_question_that_the_clients_own_time_limit_cancels_is_asked_again(
     backend = client.backend
     assert backend is not None
     for number in range(1, cancelled + 1):
-        world.until(lambda n=number: backend.inquiry is not None and backend.inquiry.attempts == n, "a question")
+        world.until(partial(attempted, backend, number), "a question")
         server.sendall(error_response("57014", "canceling statement due to statement timeout") + ready())
     if cancelled == MAX_ATTEMPTS:
         world.until(lambda: client.front.pins & PIN_SET != 0, "a client that keeps its backend")
         assert entry.state == ACTIVE
         return
-    world.until(lambda: backend.inquiry is not None and backend.inquiry.attempts == cancelled + 1, "another question")
+    world.until(partial(attempted, backend, cancelled + 1), "another question")
     server.sendall(row_description("a") + data_row("y") + command_complete("SELECT 1") + ready())
     world.until(lambda: entry.state == IDLE, "a backend for others")
     assert client.parameters.pairs == ((b"my.x", b"y"),)

@@ -44,6 +44,8 @@ TEXTS = [
     "update pg_settings set setting = 'b' where name = 'a'",
     "UPDATE  only pg_catalog.pg_settings set setting = 'b'",
     "update \"pg_settings\" set setting = 'b'",
+    "select u&\"\\0073et_config\"('a', 'b', false)",
+    "do $$ begin listen a; end $$",
     "se",
     "",
     " select 1",
