@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from mypy_extensions import i64
 
-from proxy.net.relay_loop import EPOLLOUT, EPOLLRDHUP, Link, RelaySelector
+from proxy.net.relay_loop import EPOLLOUT, Link, RelaySelector
 from proxy.net.syscalls import SocketIO
 
 HIGH_WATER: Final = 65536
@@ -175,7 +175,3 @@ def say_tls_end(sock: ssl.SSLSocket) -> None:
     except (OSError, ValueError):
         # Also where all is well: the peer has not answered yet, and nobody waits for that.
         return
-
-
-PAUSED: Final = 0
-HANG_UP_ONLY: Final = EPOLLRDHUP
