@@ -60,7 +60,7 @@ from proxy.session.statements import (
     describe_message,
     parse_message,
 )
-from proxy.wire.framing import F_SYNC, frame_size
+from proxy.wire.framing import F_SYNC, STATUS_FAILED, frame_size
 
 STATEMENT_MOST: Final = 65_536
 """The longest Parse message, in bytes, whose statement can follow its client."""
@@ -441,6 +441,10 @@ class Desk:
             if is_word_in(name.lower(), text):
                 self.needed_name = name
                 self.need = NEED_QUIET if back.owes() else NEED_OWN
+                if self.need == NEED_OWN and back.status == STATUS_FAILED:
+                    # Nothing can be prepared there, and a ROLLBACK in the text has to reach the server.
+                    self.need = NEED_NOTHING
+                    return False
                 return True
         return False
 

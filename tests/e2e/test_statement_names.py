@@ -138,6 +138,19 @@ def test_error_of_a_statement_that_sql_executes_is_its_answer(world: World, tena
         wait_until(lambda: world.proxy.metric("pgtenant_pins", reason="statement") == 0)
 
 
+@pytest.mark.parametrize("then", ["execute s(1)", "deallocate s"])
+def test_rollback_that_a_text_begins_with_is_done_whatever_it_says_of_statements(
+    then: str, world: World, tenant: TenantUnderTest
+) -> None:
+    with proxied(world, tenant) as client:
+        client.send(parse(SELECT, "s"), sync(), query("begin"), query("select 1 / 0"), query(f"rollback; {then}"))
+        said = answers(client, 4)
+        assert ("C", b"ROLLBACK\0") in said
+        assert said[-1] == ("Z", b"I")
+        client.send(*USE)
+        assert ("C", b"SELECT 1\0") in answers(client, 1)
+
+
 def test_lock_taken_by_a_statement_that_sql_executes_is_not_left_to_others(
     world: World, tenant: TenantUnderTest
 ) -> None:
