@@ -61,6 +61,7 @@ class BackendLink(Stream):
         self.switching: ParameterSet | None = None
         self.inquiry: Inquiry | None = None
         self.leaving: bool = False
+        self.says_rest: bool = False
         self.awaits_cancel: bool = False
         self.pid: int = 0
         self.key: bytes = b""
@@ -234,9 +235,9 @@ class BackendLink(Stream):
             self.cancel_rest()
 
     def leave(self) -> None:
-        """Say Terminate behind what the server is still doing, and close without cancelling it."""
-        if self.unsent is None:
-            self.write(TERMINATE)
+        """Say Terminate behind what the server is still doing or has yet to take, and close without cancelling it."""
+        self.write(TERMINATE)
+        self.says_rest = self.unsent is not None
         self.state.queue.clear()
         self.state.head = 0
         self.host.discard(self, "its client disconnected in the middle of a transaction")
@@ -455,6 +456,9 @@ class BackendLink(Stream):
         if self.broken:
             self.hear_out()
             return
+        if self.says_rest and self.unsent is None:
+            self.says_rest = False
+            self.end_writing()
         client = self.client
         if client is not None and self.unsent_size <= LOW_WATER:
             client.watch()

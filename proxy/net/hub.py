@@ -143,7 +143,8 @@ class Hub(Effects, LinkHost):
         elif link.unsent is None and not link.mid_message:
             # Inside a message these bytes would become the end of it.
             link.write(TERMINATE)
-        link.end_writing()
+        if not link.says_rest:
+            link.end_writing()
         link.watch()
 
     def reset(self, entry: BackendEntry) -> None:

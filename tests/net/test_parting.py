@@ -19,6 +19,7 @@ from proxy.net.settling import MAX_ATTEMPTS
 from proxy.net.stream import HIGH_WATER
 from proxy.pool.ledger import ACTIVE, CLOSING, FLAG_MODE, IDLE, RESETTING, BackendEntry, PoolLedger
 from proxy.session.pins import PIN_SET
+from proxy.session.relay import FOUND_TERMINATE
 
 BULK = data_row("x" * 1000) * 60
 
@@ -160,3 +161,33 @@ def test_a_backend_that_is_always_reset_is_reset_however_its_client_left(
         vanish(world, client, peer)
     world.until(lambda: not client.polled, "the client's end")
     assert entry.state == RESETTING
+
+
+def test_what_was_asked_before_a_goodbye_reaches_a_server_that_takes_it_slowly(
+    world: LinkWorld, pool: PoolLedger
+) -> None:
+    client, peer, entry, server = asks(world, pool, query("select"))
+    backend = client.backend
+    assert backend is not None
+    backend.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    asked = query("insert " + "x" * 60_000)
+    peer.sock.sendall(asked + terminate())
+    world.until(lambda: client.front.found == FOUND_TERMINATE, "a goodbye")
+    assert backend.unsent_size > 0
+    vanish(world, client, peer)
+    assert entry.state == CLOSING
+    heard = bytearray()
+    server.settimeout(0)
+
+    def has_ended() -> bool:
+        try:
+            data = server.recv(65536)
+        except BlockingIOError:
+            return False
+        heard.extend(data)
+        return not data
+
+    world.until(has_ended, "the end of what is said")
+    assert bytes(heard) == query("select") + asked + terminate()
+    server.close()
+    world.until(lambda: not entry.server.entries, "its slot")
