@@ -124,7 +124,7 @@ class SnapshotFile:
 
 def unusable(path: Path) -> str:
     """Why a snapshot could not be written here by this user, `""` if it could; tries it with a file beside it."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where the way to it is barred
         return f"{path} is a directory"
     trial = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:

@@ -268,3 +268,6 @@ def test_a_place_for_a_snapshot_is_tried_out_and_left_as_it_was(tmp_path: Path) 
     assert "No such file or directory" in unusable(tmp_path / "missing" / "snapshot")
     assert "Not a directory" in unusable(path / "snapshot")
     assert "is a directory" in unusable(tmp_path)
+    # Of a name that is too long, as of one behind a directory that may not be entered, even whether it is there is an
+    # error.
+    assert "File name too long" in unusable(tmp_path / ("a" * 300) / "snapshot")
