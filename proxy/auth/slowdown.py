@@ -1,7 +1,7 @@
 """Failed logins are slowed: each failure makes the next attempt on that login from that address wait longer.
 
-Only that: nobody is locked out, who comes from elsewhere notices nothing, and who shares the address with somebody that
-guesses waits for a moment at most.
+Only that: who comes from elsewhere notices nothing, and who shares the address with somebody that guesses another login
+waits for a moment at most.
 """
 
 from __future__ import annotations

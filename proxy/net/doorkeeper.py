@@ -52,10 +52,9 @@ class Doorkeeper:
         """
         user = resolution.selectors.user
         attempt = Attempt.of(resolution.spelled, host, resolution.survey.reading.user)
+        turn = partial(self._turns.turn, attempt, io.has_left)
         try:
-            proof = await authenticate(
-                io, user, resolution, self._policy, channel_of(greeting), partial(self._turns.turn, attempt)
-            )
+            proof = await authenticate(io, user, resolution, self._policy, channel_of(greeting), turn)
             if not await self._resolver.confirm(resolution, host):
                 raise resolution.refusal
         except Failure as failure:

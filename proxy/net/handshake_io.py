@@ -9,6 +9,7 @@ the bytes of a message are read; towards servers, which send many small messages
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 import time
@@ -102,6 +103,12 @@ class HandshakeSocket:
     def tls(self) -> ssl.SSLSocket | None:
         """The TLS socket once TLS has begun."""
         return self._sock if isinstance(self._sock, ssl.SSLSocket) else None
+
+    def has_left(self) -> bool:
+        """Whether the peer has closed its side, or lost the connection, as far as that is known."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     async def peek(self, size: int) -> bytes:
         """Look at the next bytes, at least one and at most `size`, without taking them; only before TLS."""

@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 
 from proxy.auth import Attempt, Slowdown, WrongPassword
+from proxy.net.handshake_io import PeerGone
 
 log = structlog.get_logger(__name__)
 
@@ -37,13 +38,15 @@ class Turns:
         self.slowed = 0
 
     @asynccontextmanager
-    async def turn(self, attempt: Attempt) -> AsyncIterator[None]:
+    async def turn(self, attempt: Attempt, has_left: Callable[[], bool] = lambda: False) -> AsyncIterator[None]:
         """Wait for an attempt's turn to have its answer looked at, which is over with the block.
 
         A block that raises WrongPassword is a failure, one that ends is a success: it forgives, so that whoever waits
-        behind it need not.  Nothing may be read within it, else a client could hold up the others.
+        behind it need not.  Nothing may be read within it, else a client could hold up the others.  `has_left` is asked
+        when the turn has come: who has given up, as programs do that try again every few seconds, holds up nobody.
 
-        Raises WrongPassword where too many wait already: an answer that nobody looks at is worth nothing.
+        Raises WrongPassword where too many wait already: an answer that nobody looks at is worth nothing.  PeerGone
+        for who has left.
         """
         lane = self._lanes.setdefault(attempt, _Lane())
         if lane.queued >= MAX_QUEUED and self._slowdown.delay(attempt, self._clock()):
@@ -52,6 +55,8 @@ class Turns:
         lane.queued += 1
         try:
             async with lane.lock:
+                if self._slowdown.delay(attempt, self._clock()) and has_left():
+                    raise PeerGone("the client left before its turn")
                 await self._wait(attempt)
                 try:
                     yield

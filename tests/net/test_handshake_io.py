@@ -28,6 +28,18 @@ async def test_exact_reads_leave_the_next_message_in_the_socket() -> None:
             assert sock.recv(100) == b"rest", "closing is the new owner's affair"
 
 
+async def test_a_peer_that_has_left_is_seen_behind_what_it_has_said() -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0.0)
+    io = HandshakeSocket(ours)
+    with theirs:
+        theirs.sendall(frame("p", b"one"))
+        assert not io.has_left()
+    assert io.has_left()
+    assert await io.read_frame() == (ord("p"), b"one")
+    io.close()
+
+
 async def test_greedy_reads_take_many_messages_at_once_and_tell_of_what_is_left() -> None:
     async with connected(greedy=True) as (io, peer):
         await peer.send(frame("S", b"one"), frame("Z", b"I"), frame("N", b"late"))

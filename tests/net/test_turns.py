@@ -11,6 +11,7 @@ import pytest
 from harness.waiting import eventually
 
 from proxy.auth import Attempt, Slowdown, WrongPassword
+from proxy.net.handshake_io import PeerGone
 from proxy.net.turns import MAX_QUEUED, Turns
 
 APP = Attempt("acme", "10.0.0.1", "app")
@@ -68,6 +69,26 @@ async def test_a_success_lets_all_go_that_wait_behind_it() -> None:
     assert min(seen) - began >= 0.19
     assert max(seen) - min(seen) < 0.15
     assert there.slowed == 1
+
+
+async def test_who_has_left_holds_up_nobody() -> None:
+    there = turns(0.2, 0.2)
+    for _ in range(3):
+        await guess(there)
+
+    async def leave() -> None:
+        with pytest.raises(PeerGone):
+            async with there.turn(APP, lambda: True):
+                raise AssertionError("nobody looks at an answer that nobody waits for")
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(20):
+            tasks.create_task(leave())
+        began = time.monotonic()
+        looked_at = await tasks.create_task(succeed(there))
+    assert looked_at - began < 1.0
+    assert there.slowed == 1
+    assert len(there) == 0
 
 
 async def test_beyond_the_bound_an_answer_is_refused_unseen() -> None:
