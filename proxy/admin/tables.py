@@ -6,6 +6,7 @@ functions `textsend`, `int8send` and `float8send`.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import Final, TypeAlias
@@ -16,6 +17,8 @@ from proxy.wire.backend import DataRow, FieldDescription, RowDescription
 
 Value: TypeAlias = str | int | float | None
 Row: TypeAlias = tuple[Value, ...]
+
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 TEXT: Final = 0
 BINARY: Final = 1
@@ -45,7 +48,10 @@ def describe(columns: Sequence[Column], formats: Sequence[int]) -> bytes:
 
 
 def encode_row(columns: Sequence[Column], formats: Sequence[int], row: Row) -> bytes:
-    """The DataRow of a row; what is no text in UTF-8 comes out with question marks."""
+    """The DataRow of a row; what is no text in UTF-8, and control characters, come out as question marks.
+
+    Clients choose their names, and a terminal would obey them.
+    """
     values = (_encode(column, code, value) for column, code, value in zip(columns, formats, row, strict=True))
     return DataRow(tuple(values)).encode()
 
@@ -57,4 +63,4 @@ def _encode(column: Column, code: int, value: Value) -> bytes | None:
         return struct.pack("!q", value)
     if code == BINARY and column.kind is Kind.FLOAT:
         return struct.pack("!d", value)
-    return str(value).encode("utf-8", "replace")
+    return _CONTROLS.sub("?", str(value)).encode("utf-8", "replace")

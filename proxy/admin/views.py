@@ -149,7 +149,6 @@ def _client(client: ClientLink, moment: Moment) -> Row:
     info, pool, backend, waiter = client.info, client.pool, client.backend, client.waiter
     assert isinstance(info, ClientInfo), "whoever is among the clients has logged in"
     address, _, port = info.address.rpartition(":")
-    application = client.parameters.values.get(b"application_name")
     return (
         pool.tenant.slug,
         info.user,
@@ -166,11 +165,19 @@ def _client(client: ClientLink, moment: Moment) -> Row:
         pool.role,
         pool.server.name,
         _database(pool.target),
-        "" if application is None else application[1].decode("utf-8", "replace"),
+        _application(client),
         moment.day(info.since),
         "yes" if info.tls else "no",
         info.pid,
     )
+
+
+def _application(client: ClientLink) -> str:
+    """The name that a client goes by: while it keeps its backend, only that knows of changes."""
+    if client.backend is not None and client.front.pins:
+        return client.backend.state.params.get(b"application_name", b"").decode("utf-8", "replace")
+    own = client.parameters.values.get(b"application_name")
+    return "" if own is None else own[1].decode("utf-8", "replace")
 
 
 def _client_state(client: ClientLink) -> str:

@@ -101,6 +101,8 @@ COLUMNS = (Column("a", Kind.TEXT, ""), Column("b", Kind.INT, ""), Column("c", Ki
 def test_rows_are_encoded_as_text_or_in_binary() -> None:
     text = DataRow.decode(encode_row(COLUMNS, formats_for(COLUMNS, ()), ("Zoë\udc80", 7, None))[5:])
     assert text.values == ("Zoë?".encode(), b"7", None)
+    hostile = DataRow.decode(encode_row(COLUMNS, formats_for(COLUMNS, ()), ("\x1b[2J\n\x9b1m\0", 7, None))[5:])
+    assert hostile.values == (b"?[2J??1m?", b"7", None), "a client's name for itself does not rule the terminal"
     binary = DataRow.decode(encode_row(COLUMNS, formats_for(COLUMNS, (1,)), ("x", -7, 0.5))[5:])
     assert binary.values == (b"x", struct.pack("!q", -7), struct.pack("!d", 0.5))
     fields = RowDescription.decode(describe(COLUMNS, formats_for(COLUMNS, (0, 1, 0)))[5:]).fields

@@ -63,6 +63,8 @@ def test_a_pinned_client_shows_its_reason_until_it_is_gone(world: World, pg18: S
         client.execute("create temp table t ()")
         row = only_client(world, tenant)
         assert (row["state"], row["pinned"], row["transaction"]) == ("active", "listen, temporary", "idle")
+        client.execute("set application_name to 'checkout'")
+        assert only_client(world, tenant)["application_name"] == "checkout"
         (server,) = [one for one in show(world, "SHOW SERVERS") if one["tenant"] == tenant.slug]
         assert (server["backend"], server["client"], server["state"]) == (row["backend"], row["id"], "active")
         assert client.execute("select pg_backend_pid()").fetchall() == [(server["pid"],)]
