@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from harness.handshakes import Certificate
 from harness.linkworld import LinkWorld
-from harness.rawclient import execute, parse, query, sync
+from harness.rawclient import execute, frame, parse, query, sync
 
 from proxy.admin.commands import Do
 from proxy.admin.node import NodeView
@@ -155,3 +157,36 @@ async def test_a_row_limit_suspends_the_portal_and_clients_that_have_gone_are_le
     assert bytes(await sessions.ask(far, execute(limit=5) + sync())) == b"DDCZ"
     assert bytes(await sessions.ask(far, execute() + sync())) == b"CZ"
     assert bytes(await sessions.ask(far, query("COMMIT") + execute() + sync())) == b"CZ"
+
+
+async def test_small_messages_in_one_record_of_tls_give_the_loop_its_turns(sessions: Sessions, tmp_path: Path) -> None:
+    certificate = Certificate.issue(tmp_path)
+    far, near = socket.socketpair()
+    for one in (far, near):
+        one.settimeout(0)
+    client, io = HandshakeSocket(far), HandshakeSocket(near)
+    sessions.stack.callback(client.close)
+    sessions.stack.callback(io.close)
+    shaking = asyncio.create_task(io.start_tls(certificate.tls().context, server_side=True))
+    await client.start_tls(certificate.trusting(), server_hostname="localhost")
+    await shaking
+    sessions.tasks.append(asyncio.create_task(Session(io, "ann", sessions.around).serve()))
+    await client.send(frame("H") * 1_000 + sync())
+    before = sessions.turns
+    assert await client.read_frame() == (ord("Z"), b"I")
+    assert sessions.turns - before >= 1_000
+
+
+async def test_a_client_that_takes_nothing_is_left_when_it_breaks_the_protocol(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.admin.session.SEND_PATIENCE", 0.05)
+    far, near = socket.socketpair()
+    with far, near:
+        near.settimeout(0)
+        with suppress(BlockingIOError):
+            while True:
+                near.send(bytes(1 << 16))
+        far.sendall(frame("\x7f"))
+        reason = await Session(HandshakeSocket(near), "ann", sessions.around).serve()
+    assert reason == "it did not take its answer in time"
