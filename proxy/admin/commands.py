@@ -19,6 +19,9 @@ from proxy.errors import CONSOLE_UNKNOWN_COMMAND, CONSOLE_UNSUPPORTED, Failure
 MAX_ARGUMENT: Final = 256
 """Longest name that a command may carry, in characters."""
 
+MAX_TOKENS: Final = 1_000
+"""Words, symbols and gaps that a text may have: it is read in one turn of the loop, in some milliseconds at most."""
+
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "client_encoding": "UTF8",
@@ -149,10 +152,17 @@ def parse(text: str) -> list[Command]:
 
 
 def split(text: str) -> list[list[Token]]:
-    """Split a text into statements and those into tokens, without comments; raises Failure for an open quote."""
+    """Split a text into statements and those into tokens, without comments.
+
+    Raises Failure for an open quote, and for more than `MAX_TOKENS`.
+    """
     statements: list[list[Token]] = [[]]
-    pos = 0
+    pos = taken = 0
     while pos < len(text):
+        if taken > MAX_TOKENS:
+            command = f"a text of more than {MAX_TOKENS:,} words, symbols and gaps"
+            raise Failure(CONSOLE_UNKNOWN_COMMAND, command=command)
+        taken += 1
         char = text[pos]
         if gap := _GAP.match(text, pos):
             pos = gap.end()

@@ -58,6 +58,7 @@ def test_what_drivers_say_is_accepted_and_tells_where_the_transaction_is() -> No
         ("SHOW nonsense", "SHOW nonsense"),
         ("SHOW 'clients", "a text without its closing quote"),
         ("/* show clients", "a comment without its end"),
+        ("SELECT " + "(" * 16_000, "a text of more than 1,000 words, symbols and gaps"),
         ("alter role x password 'secret'", "alter role x password '...'"),
         ("RELOAD now", "RELOAD now"),
     ],
