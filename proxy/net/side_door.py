@@ -6,11 +6,12 @@ ever, so that a stranger learns neither whether there is a console nor whose it 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeGuard
 
 from proxy.auth import ScramVerifier
-from proxy.errors import INVALID_PASSWORD, REGISTRY_DOWN, Failure
+from proxy.errors import INVALID_PASSWORD, Failure
 from proxy.net.client_authentication import Proof
 from proxy.net.client_handshake import Greeting
 from proxy.net.handshake_io import HandshakeSocket
@@ -84,16 +85,14 @@ def is_meant(console: Console | None, selectors: Selectors, greeting: Greeting) 
 async def resolve_aside(console: Console, resolver: Resolver, selectors: Selectors, host: str) -> Resolution:
     """Resolve a connection that asks for the console's database; the console's users, to no tenant.
 
-    The registry is asked the same questions for everybody.  While it is down the console's users get in without it,
-    and strangers have the same conversation with a mock verifier.  Raises Failure as `Resolver.resolve` does.
+    The registry is asked the same questions for everybody.  Where it is down, or others would be refused before they
+    have proved anything, the console's users get in all the same, and strangers have the same conversation with a mock
+    verifier: else it would show whose the console is.  Raises Failure where there is no mock verifier.
     """
     verifier = console.verifier(selectors.user)
     found: Resolution | None = None
-    try:
+    with suppress(Failure):
         found = await resolver.resolve(selectors, host)
-    except Failure as failure:
-        if verifier is None and failure.spec is not REGISTRY_DOWN:
-            raise
     if verifier is None and found is not None:
         return found
     statement = Statement(Source.DATABASE, console.database, (console.database,))

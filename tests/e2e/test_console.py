@@ -138,6 +138,15 @@ async def test_asyncpg_gets_types_in_binary_prepares_and_resets(world: World, pg
         await client.close()
 
 
+def test_contradictory_options_do_not_tell_the_consoles_users_from_strangers(world: World) -> None:
+    said = []
+    for user in ("ann", "nobody"):
+        with pytest.raises(psycopg.OperationalError) as refused:
+            psycopg.connect(url(world, user, "wrong"), options="-c tenant=one -c tenant=two")
+        said.append(str(refused.value).replace(user, "").partition("FATAL")[2])
+    assert said[0] == said[1] != ""
+
+
 def test_a_transaction_of_a_driver_is_accepted_and_an_error_in_it_names_the_commands(world: World) -> None:
     with psycopg.connect(url(world)) as connection:
         connection.execute("SHOW VERSION")

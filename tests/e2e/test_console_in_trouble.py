@@ -41,6 +41,16 @@ def refusal(proxy: ProxyProcess, user: str, database: str) -> tuple[str, str]:
     return said.value.sqlstate, said.value.fields["M"].replace(user, "")
 
 
+@pytest.mark.parametrize("routing", [{"reveal_tenants": True}, {"order": ["sni"], "sni_patterns": ["{tenant}.db"]}])
+def test_where_others_are_refused_at_once_the_consoles_users_do_not_stand_out(
+    registry: RegistryUnderTest, start_proxy: StartProxy, routing: dict[str, object]
+) -> None:
+    registry.do(lambda service: service.tenants())
+    proxy = start_proxy(console={"admins": ADMIN}, routing=routing)
+    assert version(proxy).startswith("pgtenant ")
+    assert refusal(proxy, "ann", "pgtenant") == refusal(proxy, "nobody", "pgtenant")
+
+
 @contextmanager
 def away(registry: RegistryUnderTest) -> Iterator[None]:
     path = Path(registry.url.removeprefix("sqlite:///"))
