@@ -234,7 +234,7 @@ class Node:
         return [
             Check("accepting", not self.door.stopping, "stopping" if self.door.stopping else ""),
             Check("registry", status.registry_up or status.version > 0 or self.remembers, registry),
-            Check("keys", not self.secrets.problem, self.secrets.problem),
+            Check("keys", not self.secrets.unfit, self.secrets.unfit),
         ]
 
     async def reload_and_log(self) -> int:

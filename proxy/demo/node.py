@@ -67,8 +67,9 @@ class NodeProcess:
         return self._process is not None and self._process.poll() is None
 
     def logs(self) -> str:
-        """Everything the node has logged so far."""
-        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+        """The whole lines that the node has logged so far."""
+        text = self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+        return text[: text.rfind("\n") + 1]
 
     def write_config(self) -> None:
         """Write the configuration file, readable by its owner only."""

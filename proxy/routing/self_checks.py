@@ -18,6 +18,8 @@ InspectSecrets: TypeAlias = Callable[[], Awaitable[str]]
 class SecretsCheck:
     """Whether this node's keys fit the registry's secrets, as far as that is known: until then they do.
 
+    `unfit` is why the node is not ready: what the first look has found, until a later one finds nothing.  A node that
+    was ready stays so whatever later looks find, as all nodes find it at once; `problem` is what the last one found.
     `timeout` is in seconds, for one look.
     """
 
@@ -26,6 +28,7 @@ class SecretsCheck:
         self._timeout = timeout
         self.known = False
         self.problem = ""
+        self.unfit = ""
 
     async def look(self) -> None:
         """Find it out, and log what has changed; a registry that cannot be asked changes nothing."""
@@ -34,8 +37,13 @@ class SecretsCheck:
                 problem = await self._inspect()
         except (RegistryUnavailable, TimeoutError):
             return
+        if not self.known or not problem:
+            self.unfit = problem
         if problem and problem != self.problem:
-            log.error("this node has not the registry's keys and is not ready: %s", problem)
+            log.error("this node cannot open all secrets of the registry%s: %s", self._consequence(), problem)
         elif self.problem and not problem:
             log.info("this node has the registry's keys now")
         self.known, self.problem = True, problem
+
+    def _consequence(self) -> str:
+        return " and is not ready" if self.unfit else ""
