@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -22,6 +23,8 @@ ENV_PREFIX: Final = "PGTENANT_"
 
 REGISTRY_VARIABLE: Final = "PGTENANT_REGISTRY"
 """The registry's URL, for a node as for the commands that change it."""
+
+_PLAIN_NAME: Final = re.compile(r"[\w.@-]{1,63}")
 
 Setting = tuple[str, str]
 """A setting's section and name."""
@@ -457,8 +460,10 @@ def _parsed(setting: Setting, text: str) -> object:
     if isinstance(default, tuple):
         return [part.strip() for part in text.split(",") if part.strip()]
     if isinstance(default, dict):
-        pairs = (part.partition("=") for part in text.split(",") if part.strip())
-        return {key.strip(): value.strip() for key, _, value in pairs}
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        # What is no name may be a secret that was put in its place, and errors tell names.
+        named = all(sign and _PLAIN_NAME.fullmatch(name.strip()) for name, sign, _ in pairs)
+        return {key.strip(): value.strip() for key, _, value in pairs} if named else text
     if not isinstance(default, int | float):
         return text
     try:

@@ -140,6 +140,13 @@ def test_the_consoles_users_have_verifiers_that_are_shown_nowhere(tmp_path: Path
     assert console_rules(Settings()) is None
 
 
+@pytest.mark.parametrize("text", ["hunter2", '{"ann": "hunter2"}', "ann:hunter2=", "ann=x, hunter2 hunter2=x"])
+def test_a_secret_in_place_of_a_console_users_name_is_not_shown(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"PGTENANT_CONSOLE__ADMINS: console\.admins: ") as refused:
+        load_settings(None, {"PGTENANT_CONSOLE__ADMINS": text})
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
