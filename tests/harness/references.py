@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 
 from proxy.admin.catalogue import ORDERS, TOPICS
 from proxy.errors import ERRORS
-from proxy.settings_reference import settings_reference
+from proxy.settings.reference import settings_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,8 @@ from harness.references import ROOT, errors_page
 
 from proxy.admin.console import Right
 from proxy.auth import build_verifier
-from proxy.settings import Settings, SettingsError, admin_token, load_settings
-from proxy.settings_reference import settings_reference
+from proxy.settings import Settings, SettingsError, admin_token, load_settings, needs_restart
+from proxy.settings.reference import settings_reference
 from proxy.wiring import console_rules
 
 
@@ -188,3 +188,9 @@ def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     settings = load_settings(written(tmp_path, f"[http]\nadmin_token_file = '{tmp_path / 'gone'}'\n"), {})
     with pytest.raises(SettingsError, match="gone"):
         admin_token(settings)
+
+
+def test_every_setting_says_whether_it_needs_a_restart() -> None:
+    for section in Settings.model_fields:
+        for field in type(getattr(Settings(), section)).model_fields.values():
+            assert needs_restart(field) in {True, False}
