@@ -6,7 +6,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from harness.databases import Database
-from harness.proxy import ProxyProcess
+from harness.proxy import ProxyProcess, sum_of_samples
 from harness.registries import RegistryUnderTest
 
 from proxy.demo.facts import ServerFacts
@@ -39,6 +39,40 @@ def test_proxy_that_does_not_start_shows_its_log(
 ) -> None:
     with pytest.raises(EmbeddedError, match="no_such_setting"):
         start_proxy(pool={"no_such_setting": 1})
+
+
+PAGE = """\
+# TYPE pgtenant_logins_total counter
+pgtenant_logins_total 3.0
+# TYPE pgtenant_pins gauge
+pgtenant_pins{reason="load"} 1.0
+pgtenant_pins{reason="listen",tenant="a"} 2.0
+# TYPE pgtenant_errors_total counter
+# TYPE pgtenant_wait_seconds histogram
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "value"),
+    [
+        ("pgtenant_logins_total", {}, 3),
+        ("pgtenant_pins", {}, 3),
+        ("pgtenant_pins", {"reason": "listen"}, 2),
+        ("pgtenant_pins", {"reason": "listen", "tenant": "b"}, 0),
+        ("pgtenant_errors_total", {"tenant": "a"}, 0),
+        ("pgtenant_wait_seconds_count", {}, 0),
+    ],
+)
+def test_a_metric_is_the_sum_of_its_samples(name: str, labels: dict[str, str], value: float) -> None:
+    assert sum_of_samples(PAGE, name, labels) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("pgtenant_login", {}), ("pgtenant_wait_seconds", {}), ("pgtenant_pins", {"tenants": "a"})]
+)
+def test_a_metric_that_does_not_exist_is_no_zero(name: str, labels: dict[str, str]) -> None:
+    with pytest.raises(LookupError, match=name):
+        sum_of_samples(PAGE, name, labels)
 
 
 def test_registry_changes_while_a_loop_may_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from proxy.demo.ports import free_port
 HOST = "127.0.0.1"
 ADMIN_TOKEN = "admin-token-of-the-tests"
 GRACE = 3
+SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
 
 
 class ProxyProcess(NodeProcess):
@@ -67,9 +69,31 @@ class ProxyProcess(NodeProcess):
         return RawClient(self.port, self.host)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of one sample of `/metrics`: the sum over all samples that carry these labels."""
+        """The value of one sample of `/metrics`: the sum over all samples that carry these labels, 0 without any.
+
+        Raises LookupError for a name that no metric has, or a label that none of its samples has.
+        """
         status, body = self.http("GET", "/metrics")
         assert status == 200, f"/metrics answered {status}"
-        wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        lines = [line for line in body.splitlines() if line.partition("{")[0].partition(" ")[0] == name]
-        return sum(float(line.rpartition(" ")[2]) for line in lines if all(pair in line for pair in wanted))
+        return sum_of_samples(body, name, labels)
+
+
+def sum_of_samples(page: str, name: str, labels: Mapping[str, str]) -> float:
+    """Sum up what a page of metrics says under a name and some labels; raises as `ProxyProcess.metric`."""
+    samples = [SAMPLE.match(line) for line in page.splitlines()]
+    found = [(sample["labels"] or "", sample["value"]) for sample in samples if sample and sample["name"] == name]
+    if not found and name not in _names_without_samples(page):
+        raise LookupError(f"there is no metric {name}")
+    for label in labels:
+        if found and not any(re.search(rf'(^|,){label}="', pairs) for pairs, _ in found):
+            raise LookupError(f"no sample of {name} has a label {label}")
+    wanted = [re.compile(rf'(^|,){label}="{re.escape(value)}"') for label, value in labels.items()]
+    return sum(float(value) for pairs, value in found if all(pair.search(pairs) for pair in wanted))
+
+
+def _names_without_samples(page: str) -> set[str]:
+    """The names that the headings of a page of metrics promise."""
+    names = set[str]()
+    for family, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE):
+        names |= {f"{family}{suffix}" for suffix in ("_bucket", "_count", "_sum")} if kind == "histogram" else {family}
+    return names
