@@ -21,6 +21,7 @@ from registry.domain.models import (
     Tenant,
     TenantChange,
 )
+from registry.domain.servers import Placement
 from registry.operations import keys, logins, servers, tenants
 from registry.secrets import Vault
 from registry.store.database import Database
@@ -83,9 +84,11 @@ class RegistryService:
 
     # Tenants.
 
-    async def add_tenant(self, slug: str, change: TenantChange | None = None) -> Tenant:
+    async def add_tenant(
+        self, slug: str, change: TenantChange | None = None, placement: Placement = Placement.CHECKED
+    ) -> Tenant:
         async with self.transaction() as tx:
-            return await tenants.add_tenant(tx, slug, change or TenantChange())
+            return await tenants.add_tenant(tx, slug, change or TenantChange(), placement)
 
     async def tenants(self, *, server: str | None = None, state: TenantState | None = None) -> list[Tenant]:
         async with self._reading() as connection:
@@ -95,9 +98,9 @@ class RegistryService:
         async with self._reading() as connection:
             return await tenants.get_tenant(connection, name)
 
-    async def set_tenant(self, name: str, change: TenantChange) -> Tenant:
+    async def set_tenant(self, name: str, change: TenantChange, placement: Placement = Placement.CHECKED) -> Tenant:
         async with self.transaction() as tx:
-            return await tenants.set_tenant(tx, name, change)
+            return await tenants.set_tenant(tx, name, change, placement)
 
     async def suspend_tenant(self, name: str) -> Tenant:
         async with self.transaction() as tx:

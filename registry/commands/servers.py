@@ -323,7 +323,7 @@ def try_out(
 def drain(
     name: NameArgument, registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False
 ) -> None:
-    """Take a server out of the choice for new tenants; those it has stay and are served."""
+    """Let no new tenants onto a server, unless with --force; those it has stay and are served."""
     server = ask(registry, config, lambda opened: opened.service.drain_server(name), writing=True)
     _print(server, as_json=as_json, done=f"server {name!r} is draining; `pgtenant server undrain {name}` ends that")
 

@@ -20,6 +20,7 @@ from registry.commands.output import ask, confirm, explained, note, print_json, 
 from registry.contract import Limits, PoolMode, ResetPolicy, SessionStatePolicy, TenantState, VerifierSource
 from registry.domain.limits import LIMIT_NAMES
 from registry.domain.models import KEEP, Keep, LoginRecord, Tenant, TenantChange
+from registry.domain.servers import Placement
 from registry.opening import Registry
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="Slug or alias of the tenant.")]
@@ -72,6 +73,8 @@ LimitOption = Annotated[
     ),
 ]
 
+ForceOption = Annotated[bool, typer.Option("--force", help="Put it on a server that is draining, too.")]
+
 COLUMNS: Final = ("slug", "state", "server", "database", "role", "pool mode", "aliases", "limits")
 
 
@@ -105,6 +108,7 @@ def add(
     registry: RegistryOption = None,
     config: ConfigOption = None,
     *,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add a tenant with a database that exists; without one it is PENDING.
@@ -125,7 +129,9 @@ def add(
             networks=_several(network),
             limits=read_limits(limit, Limits()) if limit else KEEP,
         )
-    tenant = ask(registry, config, lambda opened: opened.service.add_tenant(slug, wanted), writing=True)
+    tenant = ask(
+        registry, config, lambda opened: opened.service.add_tenant(slug, wanted, _placement(force=force)), writing=True
+    )
     _print(
         tenant,
         as_json=as_json,
@@ -196,6 +202,7 @@ def change(
     no_role: Annotated[bool, typer.Option("--no-role", help="Use the server's default role.")] = False,
     no_verifiers: Annotated[bool, typer.Option("--no-verifiers", help="As the node's settings say.")] = False,
     no_network: Annotated[bool, typer.Option("--no-network", help="Let clients come from anywhere.")] = False,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Change a tenant; what is left out stays.  In force in under a second; transactions end where they began.
@@ -222,6 +229,7 @@ def change(
                 networks=_several(network, cleared=no_network),
                 limits=limits,
             ),
+            _placement(force=force),
         )
 
     changed = ask(registry, config, work, writing=True)
@@ -257,6 +265,10 @@ def remove(
     found = ask(registry, config, lambda opened: opened.service.remove_tenant(tenant), writing=True)
     where = f"; database {found.database_name!r} on {found.server!r} is still there" if found.database_name else ""
     _print(found, as_json=as_json, done=f"removed tenant {found.slug!r}{where}")
+
+
+def _placement(*, force: bool) -> Placement:
+    return Placement.FORCED if force else Placement.CHECKED
 
 
 def _several(values: list[str] | None, *, cleared: bool = False) -> tuple[str, ...] | Keep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final
 
 from registry.contract import ChannelBinding, TlsMode
@@ -15,6 +16,13 @@ MAX_CONNECTIONS: Final = 262_143
 """The most that PostgreSQL accepts as max_connections."""
 
 MAX_QUERY_CHARS: Final = 4_096
+
+
+class Placement(Enum):
+    """Whether a tenant that comes to a server is held to what the server says, or an administrator has insisted."""
+
+    CHECKED = "checked"
+    FORCED = "forced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,15 @@ def check_removal(server: Server, tenants: int) -> None:
         raise Conflict(
             f"server {server.name!r} has {tenants} tenant{'' if tenants == 1 else 's'}",
             f"`pgtenant tenant list --server {server.name}` shows them; point them elsewhere or remove them first",
+        )
+
+
+def check_placement(server: Server) -> None:
+    """Refuse a tenant that would come to a server which takes none; raises Conflict."""
+    if server.draining:
+        raise Conflict(
+            f"server {server.name!r} is draining: it takes no new tenants",
+            f"choose another server; `pgtenant server undrain {server.name}` ends the draining",
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from registry.contract import Address, Limits, Secret, TenantState
 from registry.domain.models import KEEP, Keep, LoginRecord, Server, Tenant, TenantChange
 from registry.domain.names import format_address
+from registry.domain.servers import Placement, check_placement
 from registry.domain.states import resting_state
 from registry.domain.tenants import change_tenant
 from registry.errors import Invalid, RegistryError
@@ -110,6 +111,7 @@ class _Run:
         self._rehearsal = rehearsal
         self._manifest = manifest
         self._slugs: set[str] = set()
+        self._drained: set[str] = set()
         self.differences: list[Difference] = []
 
     async def prune_tenants_and_logins(self) -> None:
@@ -133,6 +135,8 @@ class _Run:
 
     async def put_servers(self) -> None:
         present = {server.name: server for server in await servers.all_servers(self._tx.connection)}
+        # A server that the same file brings with its tenants, as an export does, has them already.
+        self._drained = {server.name for server in present.values() if server.draining}
         for entry in self._manifest.servers:
             with _blamed(entry.table):
                 await self._put_server(entry, present.get(entry.name))
@@ -158,7 +162,7 @@ class _Run:
 
     async def put_tenants(self) -> None:
         present = {tenant.slug: tenant for tenant in await tenants.all_tenants(self._tx.connection)}
-        places = {server.name: server.server_id for server in await servers.all_servers(self._tx.connection)}
+        places = {server.name: server for server in await servers.all_servers(self._tx.connection)}
         await self._free_aliases(present)
         for entry in self._manifest.tenants:
             with _blamed(entry.table):
@@ -175,7 +179,7 @@ class _Run:
                 with _blamed(entry.table):
                     await tenants.set_tenant(self._tx, entry.slug, TenantChange(aliases=kept))
 
-    async def _put_tenant(self, entry: TenantEntry, before: Tenant | None, places: dict[str, int]) -> None:
+    async def _put_tenant(self, entry: TenantEntry, before: Tenant | None, places: dict[str, Server]) -> None:
         password = self._settled(
             entry.role_password, entry.table, present=before is not None and before.has_role_password
         )
@@ -184,16 +188,20 @@ class _Run:
             change = replace(change, state=TenantState.SUSPENDED)
         elif entry.suspended is False and before is not None and before.state is TenantState.SUSPENDED:
             change = replace(change, state=resting_state(has_database=change.database_name is not None))
+        place = places.get(change.server) if isinstance(change.server, str) else None
+        if place is not None and place.name in self._drained and (before is None or before.server != place.name):
+            check_placement(place)
         if before is None:
-            self._note(Action.ADD, await tenants.add_tenant(self._tx, entry.slug, change))
+            self._note(Action.ADD, await tenants.add_tenant(self._tx, entry.slug, change, Placement.FORCED))
             return
         # Most tenants of a long file are as they shall be: that is found out without asking the database.
         if password is KEEP or (password is None and not before.has_role_password):
-            server_id = places.get(change.server) if isinstance(change.server, str) else None
+            server_id = None if place is None else place.server_id
             same = change_tenant(before, change, server_id=server_id, password_changed=False) == before
             if same:
                 return
-        self._note(Action.CHANGE, await tenants.set_tenant(self._tx, entry.slug, change), before)
+        after = await tenants.set_tenant(self._tx, entry.slug, change, Placement.FORCED)
+        self._note(Action.CHANGE, after, before)
 
     async def put_logins(self) -> None:
         self._slugs = {tenant.slug for tenant in await tenants.all_tenants(self._tx.connection)}

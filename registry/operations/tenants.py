@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from registry.contract import ChangeKind, TenantState
 from registry.domain.models import KEEP, Tenant, TenantChange
 from registry.domain.names import check_slug
+from registry.domain.servers import Placement, check_placement
 from registry.domain.tenants import change_tenant, check_removal, resumed, suspended
 from registry.errors import Conflict, NotFound
 from registry.operations.servers import get_server
@@ -49,7 +50,9 @@ async def get_tenant(connection: AsyncConnection, name: str) -> Tenant:
     return found
 
 
-async def add_tenant(tx: Transaction, slug: str, change: TenantChange) -> Tenant:
+async def add_tenant(
+    tx: Transaction, slug: str, change: TenantChange, placement: Placement = Placement.CHECKED
+) -> Tenant:
     """Add a tenant, READY where it has a database and PENDING where not; raises Conflict, Invalid, NotFound."""
     taken = await find_tenant(tx.connection, slug)
     if taken is not None:
@@ -61,12 +64,14 @@ async def add_tenant(tx: Transaction, slug: str, change: TenantChange) -> Tenant
     new = replace(new, tenant_id=(await tx.connection.execute(inserted)).scalar_one())
     names = sa.insert(tenant_names).values(name=slug, tenant_id=new.tenant_id, is_slug=True)
     await tx.connection.execute(names)
-    return await _write(tx, new, change, is_new=True)
+    return await _write(tx, new, change, placement, is_new=True)
 
 
-async def set_tenant(tx: Transaction, name: str, change: TenantChange) -> Tenant:
+async def set_tenant(
+    tx: Transaction, name: str, change: TenantChange, placement: Placement = Placement.CHECKED
+) -> Tenant:
     """Change a tenant; what stays the same makes no new version.  Raises NotFound, Conflict, Invalid."""
-    return await _write(tx, await get_tenant(tx.connection, name), change)
+    return await _write(tx, await get_tenant(tx.connection, name), change, placement)
 
 
 async def suspend_tenant(tx: Transaction, name: str) -> Tenant:
@@ -93,13 +98,20 @@ async def remove_tenant(tx: Transaction, name: str) -> Tenant:
     return tenant
 
 
-async def _write(tx: Transaction, before: Tenant, change: TenantChange, *, is_new: bool = False) -> Tenant:
+async def _write(
+    tx: Transaction,
+    before: Tenant,
+    change: TenantChange,
+    placement: Placement = Placement.CHECKED,
+    *,
+    is_new: bool = False,
+) -> Tenant:
     sealed_before = (
         await tx.connection.execute(sa.select(tenants.c.role_password).where(tenants.c.id == before.tenant_id))
     ).scalar_one()
     context = secret_context(TABLE, before.tenant_id, "role_password")
     sealed, password_changed = tx.reseal(change.role_password, sealed_before, context)
-    server_id = await _server_id(tx, before, change)
+    server_id = await _server_id(tx, before, change, placement)
     after = change_tenant(before, change, server_id=server_id, password_changed=password_changed)
     if is_new:
         after = replace(after, generation=1)
@@ -113,10 +125,15 @@ async def _write(tx: Transaction, before: Tenant, change: TenantChange, *, is_ne
     return after
 
 
-async def _server_id(tx: Transaction, before: Tenant, change: TenantChange) -> int | None:
+async def _server_id(tx: Transaction, before: Tenant, change: TenantChange, placement: Placement) -> int | None:
     if change.server is KEEP:
         return before.server_id
-    return None if change.server is None else (await get_server(tx.connection, change.server)).server_id
+    if change.server is None:
+        return None
+    server = await get_server(tx.connection, change.server)
+    if placement is Placement.CHECKED and server.server_id != before.server_id:
+        check_placement(server)
+    return server.server_id
 
 
 async def _rename(tx: Transaction, tenant: Tenant) -> None:

@@ -361,3 +361,29 @@ async def test_a_file_is_found_beside_the_manifest(registry: Registry, directory
     for wrong in (directory / "none.toml", directory):
         with pytest.raises(RegistryError, match="cannot be read"):
             load_manifest(wrong)
+
+
+DRAINED = """
+[[server]]
+name = "eu1"
+host = "10.0.0.1"
+{drained}
+
+[[tenant]]
+slug = "acme"
+server = "eu1"
+database = "acme_data"
+"""
+
+
+async def test_a_drained_server_takes_no_tenants_that_it_has_not_but_an_export_is_applied(registry: Registry) -> None:
+    await put(registry, DRAINED.format(drained="draining = true"))
+    more = DRAINED.format(drained="") + '[[tenant]]\nslug = "globex"\nserver = "eu1"\ndatabase = "globex"\n'
+    with pytest.raises(ManifestError, match=r"m\.toml:11: tenant 'globex': server 'eu1' is draining"):
+        await put(registry, more)
+    assert [tenant.slug for tenant in await registry.service.tenants()] == ["acme"]
+    await registry.service.add_tenant("globex")
+    with pytest.raises(ManifestError, match="is draining"):
+        await put(registry, more)
+    await put(registry, more.replace('"10.0.0.1"', '"10.0.0.1"\ndraining = false'))
+    assert [tenant.server for tenant in await registry.service.tenants()] == ["eu1", "eu1"]

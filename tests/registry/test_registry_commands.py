@@ -239,9 +239,17 @@ def test_tenants_are_suspended_resumed_changed_and_removed(filled: Run) -> None:
     filled("server", "remove", "eu1", "--yes")
 
 
-def test_a_server_is_drained_and_undrained(filled: Run) -> None:
+def test_a_server_that_is_drained_takes_no_tenants_that_it_has_not(filled: Run) -> None:
     assert answer(filled, "server", "drain", "eu1")["draining"] is True
+    filled("tenant", "add", "initech")
+    for command in (("add", "globex"), ("set", "initech")):
+        refused = filled("tenant", *command, "--server", "eu1", "-d", "x", status=1).stderr
+        assert "server 'eu1' is draining: it takes no new tenants" in refused
+        assert "`pgtenant server undrain eu1`" in refused
+        assert answer(filled, "tenant", *command, "--server", "eu1", "-d", "x", "--force")["server"] == "eu1"
+    filled("tenant", "set", "acme", "--server", "eu1", "-d", "other")
     assert answer(filled, "server", "undrain", "eu1")["draining"] is False
+    filled("tenant", "add", "hooli", "--server", "eu1", "-d", "hooli")
 
 
 def test_an_export_is_applied_and_shown_as_a_diff(filled: Run, tmp_path: Path) -> None:
