@@ -38,7 +38,7 @@ BACKEND_LOGIN_FAILED: Final = ErrorSpec(
     sqlstate="57P03",
     severity=Severity.ERROR,
     log_level="error",
-    text='the database server did not accept the proxy\'s login for tenant "{tenant}" (SQLSTATE {sqlstate})',
+    text='the database server did not accept the proxy\'s login for tenant "{tenant}": {reason}',
     hint="This is not the client's password: the operator finds the server's answer in the proxy's log and corrects "
     'the tenant\'s role, password or database with "pgtenant tenant set {tenant}".',
     retry_safe=True,

@@ -64,6 +64,9 @@ MAX_TOTAL: Final = 1 << 20
 
 PROTOCOLS: Final = {ProtocolVersion.V3_0: PROTOCOL_3_0, ProtocolVersion.V3_2: PROTOCOL_3_2}
 
+NO_PASSWORD: Final = "it asks for a password, and the registry has none"
+"""How a login is refused by a server that would take a password."""
+
 _MAX_SHOWN: Final = 300
 
 _INVALID_PASSWORD: Final = "28P01"
@@ -72,13 +75,17 @@ _ONE_ROLE_OR_DATABASE: Final = frozenset({"InitializeSessionUserId", "CheckMyDat
 """Where PostgreSQL finds the limit of a role or a database reached: 53300 too, but no fault of the server."""
 
 
+class _PasswordMissing(AuthError):
+    """The server asks for a password, and the registry has none."""
+
+
 class BackendOpenFailed(Exception):
     """No connection could be opened.
 
     The text is for the operator: it may quote the server, and holds no secrets.  `summary` is for anybody: it names
     neither addresses nor roles.  `sqlstate` is None where the server did not say one.  `whole_server` tells that
-    another role's or database's attempt would fail as well: unreachable, starting up, out of connections.  `timed_out`
-    tells that the connect timeout was over, `key_refused` that the server does not take the key of a client.
+    another role's or database's attempt would fail as well: unreachable, starting up, out of connections.  `refusal` says
+    to anybody how the server refused, empty where it said nothing.  `timed_out` tells that the connect timeout was over, `key_refused` that the server does not take the key of a client.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class BackendOpenFailed(Exception):
         *,
         whole_server: bool,
         summary: str | None = None,
+        refusal: str = "",
         timed_out: bool = False,
         key_refused: bool = False,
     ) -> None:
@@ -96,6 +104,7 @@ class BackendOpenFailed(Exception):
         self.summary = summary or text
         self.sqlstate = sqlstate
         self.whole_server = whole_server
+        self.refusal = refusal
         self.timed_out = timed_out
         self.key_refused = key_refused
 
@@ -300,6 +309,7 @@ class _Opening:
             raise self._failed(reason, whole=not self._accepted) from None
         except AuthError as error:
             failure = self._failed(str(error), "the login failed", whole=False)
+            failure.refusal = NO_PASSWORD if isinstance(error, _PasswordMissing) else "the login failed"
             failure.key_refused = self._options.client_key is not None and isinstance(error, KeyOutdated)
             raise failure from None
 
@@ -398,7 +408,7 @@ class _Opening:
 
     def _password(self) -> str:
         if self._secret is None:
-            raise AuthError(f'it asks for a password, and none is stored for role "{self._user}"')
+            raise _PasswordMissing(f'it asks for a password, and none is stored for role "{self._user}"')
         return self._secret.reveal()
 
     def _refused(self, error: ErrorResponse) -> BackendOpenFailed:
@@ -406,7 +416,9 @@ class _Opening:
         whole = state is not None and state.startswith(_WHOLE_SERVER_CLASSES) and not _is_about_one(error)
         said = printable(error.message or "an error without a message")
         summary = "it accepts no connections now" if whole else "it did not accept the login"
-        failure = self._failed(f"{said} (SQLSTATE {printable(state or 'missing')})", summary, state, whole=whole)
+        code = f"SQLSTATE {printable(state or 'missing')}"
+        failure = self._failed(f"{said} ({code})", summary, state, whole=whole)
+        failure.refusal = code
         failure.key_refused = self._options.client_key is not None and state == _INVALID_PASSWORD
         return failure
 

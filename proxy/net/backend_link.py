@@ -19,7 +19,7 @@ from proxy.net.link_host import (
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.settling import answered, discarded, keeps, restore, stays
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
-from proxy.pool.ledger import CLOSING, FLAG_DIRTY, FLAG_OBSOLETE, IDLE, BackendEntry
+from proxy.pool.ledger import CLOSING, FLAG_DIRTY, IDLE, BackendEntry, mark_obsolete
 from proxy.session.parameters import ParameterSet, switch_statement
 from proxy.session.pins import PIN_SESSION, PIN_SET, REPORTED, TO_RESET
 from proxy.session.relay import FOUND_NOTHING
@@ -258,7 +258,7 @@ class BackendLink(Stream):
 
     def hear_out(self) -> None:
         """End the link when the server takes nothing more, and pass on before what it has said last, such as why."""
-        self.entry.flags |= FLAG_OBSOLETE
+        mark_obsolete(self.entry)
         for _ in range(LAST_READS):
             if not self.polled or self.entry.state >= CLOSING:
                 return
@@ -317,7 +317,7 @@ class BackendLink(Stream):
             if pos == len(data) or count == 0 or state.fault:
                 break
             if data[pos] == B_ERROR and self._may_part(client):
-                self.entry.flags |= FLAG_OBSOLETE
+                mark_obsolete(self.entry)
                 return data[pos:]
             count = state.scan(data, pos)
         if pos < len(data):

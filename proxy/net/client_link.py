@@ -25,7 +25,7 @@ from proxy.net.link_host import (
 )
 from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
-from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, FLAG_OBSOLETE, PoolLedger, Waiter
+from proxy.pool.ledger import ACTIVE, FLAG_DIRTY, FLAG_MODE, PoolLedger, Waiter, mark_obsolete
 from proxy.session.desk import NEED_COPY, NEED_ERROR, NEED_NOTHING
 from proxy.session.parameters import ParameterSet
 from proxy.session.pins import PIN_SET, PINS_DIRTY, POLICY_REJECT, pin_names
@@ -358,7 +358,7 @@ class ClientLink(Stream):
                 # When all is answered only the server knows: it closes then, and `BackendLink.lost` follows.
                 if not self.goodbye:
                     self.goodbye = True
-                    backend.entry.flags |= FLAG_OBSOLETE
+                    mark_obsolete(backend.entry)
                     backend.write(TERMINATE)
                 return
             self.close("the client disconnected")

@@ -15,12 +15,13 @@ from proxy.net.backend_handshake import BackendOpenFailed, ReadyBackend, open_ba
 from proxy.net.backend_link import BackendLink, link_of
 from proxy.net.cancel import CancelUncertain, send_cancel
 from proxy.net.host_names import HostNames
-from proxy.net.hub import KEY_REFUSED, Hub
+from proxy.net.hub import KEY_REFUSED, KEY_REFUSED_STATE, Hub
 from proxy.net.pipe_link import PipeBackend
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
 from proxy.net.tls import ServerTlsContexts
-from proxy.pool.ledger import CLOSING, FLAG_OBSOLETE, GONE, BackendEntry, PoolLedger
+from proxy.pool.ledger import CLOSING, GONE, BackendEntry, PoolLedger, mark_obsolete
+from proxy.pool.pool import FAULT_LOGIN, FAULT_MISSING, FAULT_SERVER
 from proxy.pool.tenancy import PassThrough, Target
 from proxy.session.parameters import ParameterSet
 from registry.contract import Credentials, ServerInfo
@@ -28,8 +29,10 @@ from registry.contract import Credentials, ServerInfo
 log = structlog.get_logger(__name__)
 
 STARTING_UP: Final = "57P03"
-RETRY_STARTING: Final = 1.0
-"""Seconds after which a server that answers that it is starting is asked again at the latest."""
+DOES_NOT_EXIST: Final = frozenset({"3D000", "28000"})
+"""What PostgreSQL says to a database and a role that it does not have; the latter where it asks for no password."""
+RETRY_SOON: Final = 1.0
+"""Seconds at most until a server is asked again that is starting, or has not got a database or role yet."""
 CANCELS_PER_BACKEND: Final = 2
 """Cancel requests of clients for one backend at once; a second one may come for the next request of the same client."""
 
@@ -114,7 +117,7 @@ class Dialer:
         except BackendOpenFailed as failure:
             if failure.key_refused:
                 self._drop_key(entry.pool, target)
-                failure.sqlstate = KEY_REFUSED
+                failure.sqlstate, failure.refusal = KEY_REFUSED_STATE, KEY_REFUSED
             if target.startup and failure.sqlstate is not None:
                 # The server has answered: what it refuses (no more WAL senders, say) does not concern other backends.
                 failure.whole_server = False
@@ -227,11 +230,8 @@ class Dialer:
         self._hub.backend_ready(link)
 
     def _failed(self, entry: BackendEntry, failure: BackendOpenFailed) -> None:
-        failures = entry.server.failures if failure.whole_server else entry.pool.failures
-        pause = min(self._settings.retry_most, self._settings.retry_first * 2.0 ** min(failures, 16))
-        if failure.sqlstate == STARTING_UP:
-            pause = min(pause, RETRY_STARTING)
-        pause *= 0.5 + self._chance.random() / 2
+        fault = _fault_of(failure)
+        pause = self._pause_after(failure, fault, entry)
         log.warning(
             "backend could not be opened",
             tenant=entry.pool.tenant.slug,
@@ -244,16 +244,30 @@ class Dialer:
         if failure.timed_out:
             self._hub.count_timeout("connect_timeout")
         now = self._hub.selector.now
-        self._hub.driver.open_failed(
-            entry, now, now + pause, failure.summary, failure.whole_server, failure.sqlstate or ""
-        )
+        self._hub.driver.open_failed(entry, now, now + pause, failure.summary, fault, failure.refusal)
+
+    def _pause_after(self, failure: BackendOpenFailed, fault: int, entry: BackendEntry) -> float:
+        """Seconds until the next attempt: the more have failed the longer, and none after the first in vain."""
+        failures = entry.server.failures if fault == FAULT_SERVER else entry.pool.failures
+        if fault == FAULT_MISSING and failures == 0:
+            return 0.0
+        pause = min(self._settings.retry_most, self._settings.retry_first * 2.0 ** min(failures, 16))
+        if fault == FAULT_MISSING or failure.sqlstate == STARTING_UP:
+            pause = min(pause, RETRY_SOON)
+        return pause * (0.5 + self._chance.random() / 2)
 
     def _cancel_over(self, entry: BackendEntry, certain: bool) -> None:
         """Let the backend serve others again, or close it, now or when released, if the request may still hit it."""
         now = self._hub.selector.now
         if not certain:
-            entry.flags |= FLAG_OBSOLETE
+            mark_obsolete(entry)
         self._hub.driver.cancel_done(entry, now)
+
+
+def _fault_of(failure: BackendOpenFailed) -> int:
+    if failure.whole_server:
+        return FAULT_SERVER
+    return FAULT_MISSING if failure.sqlstate in DOES_NOT_EXIST else FAULT_LOGIN
 
 
 def serving(entry: BackendEntry, client: object, readies: int) -> bool:

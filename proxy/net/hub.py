@@ -51,13 +51,13 @@ from proxy.net.stream import Stream
 from proxy.pool.allocator import REFUSED_HELD_BACK, REFUSED_QUEUE_FULL, REFUSED_SERVER_DOWN, REFUSED_TIMEOUT
 from proxy.pool.ledger import (
     FLAG_DIRTY,
-    FLAG_OBSOLETE,
     RESETTING,
     WAIT_NAMES,
     BackendEntry,
     NodeLedger,
     PoolLedger,
     Waiter,
+    mark_obsolete,
 )
 from proxy.pool.pool import NEVER, Effects, PoolDriver
 from proxy.pool.tenancy import PASSED
@@ -90,8 +90,9 @@ TIMEOUTS: Final = (
 )
 """The time limits that are counted, by the names of their settings."""
 
-KEY_REFUSED: Final = "28P01"
-"""The SQLSTATE of a server that does not take the key of a role that passes through."""
+KEY_REFUSED_STATE: Final = "28P01"
+KEY_REFUSED: Final = f"SQLSTATE {KEY_REFUSED_STATE}"
+"""The refusal of a server that does not take the key of a role that passes through."""
 
 
 class Mail:
@@ -210,7 +211,7 @@ class Hub(Effects, LinkHost):
             if pool.login_refused == KEY_REFUSED and pool.key[1].startswith(PASSED):
                 return Failure(TERMINATED, reason=f'the password of role "{pool.role}" has changed')
             if pool.login_refused:
-                return Failure(BACKEND_LOGIN_FAILED, tenant=tenant.slug, sqlstate=pool.login_refused)
+                return Failure(BACKEND_LOGIN_FAILED, tenant=tenant.slug, reason=pool.login_refused)
             return Failure(SERVER_DOWN, tenant=tenant.slug, reason=pool.last_error or "the last connection failed")
         seconds = pool.queue_wait_timeout
         if tenant.held > 0 and pool.pinned >= tenant.pool_size:
@@ -360,7 +361,7 @@ class Hub(Effects, LinkHost):
         link.defaults = {name.lower(): value for name, value in link.state.params.items()}
         self.selector.add(link, link.reading())
         if entry.generation != entry.pool.generation or entry.server is not entry.pool.server:
-            entry.flags |= FLAG_OBSOLETE
+            mark_obsolete(entry)
         self.driver.opened(entry, self.selector.now)
 
     def sweep(self, now: float) -> None:

@@ -79,7 +79,7 @@ class ReplicationDesk:
             return seat.backend
         assert seat.failure is not None
         if seat.failure.spec is BACKEND_LOGIN_FAILED:
-            raise Failure(BACKEND_LOGIN_FAILED, hint=_ROLE_HINT, tenant=own.tenant.slug, sqlstate=own.login_refused)
+            raise Failure(BACKEND_LOGIN_FAILED, hint=_ROLE_HINT, tenant=own.tenant.slug, reason=own.login_refused)
         raise seat.failure
 
     def give_up(self, backend: PipeBackend) -> None:

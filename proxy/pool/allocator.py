@@ -93,20 +93,31 @@ def plan_acquire(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
         return Operation(REFUSE, pool=pool, reason=REFUSED_HELD_BACK)
     if pool.idle and not pool.waiting:
         return Operation(GRANT, entry=pool.idle[-1], pool=pool)
-    reason = why_not_open(node, pool, now)
-    if reason == WAIT_BACKOFF and pool.useful() == 0:
+    if waits_in_vain(pool, now):
         return Operation(REFUSE, pool=pool, reason=REFUSED_SERVER_DOWN)
     if pool.tenant.waiting >= pool.tenant.max_waiting:
         return Operation(REFUSE, pool=pool, reason=REFUSED_QUEUE_FULL)
-    return Operation(QUEUE, pool=pool, reason=reason)
+    return Operation(QUEUE, pool=pool, reason=why_not_open(node, pool, now))
+
+
+def waits_in_vain(pool: PoolLedger, now: float) -> bool:
+    """Say whether a pool has no backend that may come back and, as its server failed, opens none for a while.
+
+    A back-off because something does not exist is short, and waited out: it may exist by now.
+    """
+    if pool.useful() > 0:
+        return False
+    return pool.server.backoff_until > now or (pool.backoff_until > now and not pool.awaits_creation)
 
 
 def plan_growth(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
-    """A pool has waiters: OPEN a backend for them, CLOSE an idle one of another pool to make room, or NOTHING."""
+    """A pool has waiters: OPEN a backend for them, CLOSE an idle one of another pool to make room, REFUSE or NOTHING."""
     if pool.waiting > 0 and pool.idle:
         return Operation(GRANT, entry=pool.idle[-1], pool=pool, waiter=oldest_waiter(pool))
     if pool.waiting <= pool.opening():
         return Operation(NOTHING)
+    if waits_in_vain(pool, now):
+        return Operation(REFUSE, pool=pool, reason=REFUSED_SERVER_DOWN)
     reason = why_not_open(node, pool, now)
     oldest = oldest_waiter(pool)
     if oldest is not None:

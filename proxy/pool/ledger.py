@@ -44,8 +44,6 @@ STATE_NAMES: Final = (
 FLAG_OBSOLETE: Final = 1
 FLAG_DIRTY: Final = 2
 FLAG_CANCELLING: Final = 4
-FLAG_STALE: Final = 8
-"""Its route had changed before it was open (`PoolLedger.stale` counts these)."""
 
 # Why a pool's moves must be asked of the planner (`PoolLedger.flags`, and `ServerLedger.flags`).
 FLAG_WAITERS: Final = 1
@@ -145,7 +143,12 @@ class TenantLedger:
 
 
 class PoolLedger:
-    """The backends of one (tenant, role), and the queue of clients that wait for one."""
+    """The backends of one (tenant, role), and the queue of clients that wait for one.
+
+    `obsolete` counts the backends that will be closed instead of given to anybody else, `stale` those of them that are
+    not open yet.  `login_refused` says how the server refused the last login, empty unless it did; `awaits_creation`
+    that it was for something which does not exist, and may at any moment.
+    """
 
     def __init__(self, tenant: TenantLedger, server: ServerLedger, role: str) -> None:
         self.tenant = tenant
@@ -165,6 +168,7 @@ class PoolLedger:
         self.idle: list[BackendEntry] = []
         self.held = 0
         self.slow_counts: list[int] = [0] * 7
+        self.obsolete = 0
         self.stale = 0
         self.first_waiter: Waiter | None = None
         self.last_waiter: Waiter | None = None
@@ -174,6 +178,7 @@ class PoolLedger:
         self.backoff_until = 0.0
         self.last_error = ""
         self.login_refused = ""
+        self.awaits_creation = False
         self.last_used = 0.0
         self.held_back_state = ""
         self.counters = tenant.counters
@@ -191,7 +196,7 @@ class PoolLedger:
 
     def useful(self) -> int:
         """Backends that may still come back to a waiter of this pool."""
-        return self.held - self.slow_counts[CLOSING] - self.slow_counts[LINGERING] - self.stale
+        return self.held - self.slow_counts[CLOSING] - self.slow_counts[LINGERING] - self.obsolete
 
     def opening(self) -> int:
         """Backends being opened that will serve a waiter of this pool."""
@@ -260,6 +265,8 @@ def move(node: NodeLedger, entry: BackendEntry, state: int, now: float) -> None:
         raise ValueError("a backend that is gone cannot change its state")
     pool = entry.pool
     server = entry.server
+    if entry.flags & FLAG_OBSOLETE:
+        _uncount_obsolete(pool, old, state)
     if old != IDLE and old != ACTIVE:
         pool.slow_counts[old] -= 1
     if old == IDLE:
@@ -269,9 +276,6 @@ def move(node: NodeLedger, entry: BackendEntry, state: int, now: float) -> None:
             pool.idle.remove(entry)
     elif old == CONNECTING:
         server.connecting -= 1
-        if entry.flags & FLAG_STALE:
-            entry.flags &= ~FLAG_STALE
-            pool.stale -= 1
     elif old == CLOSING:
         server.closing -= 1
         node.closing -= 1
@@ -291,6 +295,24 @@ def move(node: NodeLedger, entry: BackendEntry, state: int, now: float) -> None:
     elif state == CLOSING:
         server.closing += 1
         node.closing += 1
+
+
+def mark_obsolete(entry: BackendEntry) -> None:
+    """Have a backend closed as soon as it is free, whoever waits; the only way to set FLAG_OBSOLETE."""
+    if entry.flags & FLAG_OBSOLETE:
+        return
+    entry.flags |= FLAG_OBSOLETE
+    if entry.state < CLOSING:
+        entry.pool.obsolete += 1
+        if entry.state == CONNECTING:
+            entry.pool.stale += 1
+
+
+def _uncount_obsolete(pool: PoolLedger, old: int, state: int) -> None:
+    if old == CONNECTING:
+        pool.stale -= 1
+    if old < CLOSING <= state:
+        pool.obsolete -= 1
 
 
 def enqueue(node: NodeLedger, waiter: Waiter, reason: int) -> None:
@@ -389,18 +411,19 @@ def check_invariants(node: NodeLedger) -> list[str]:
     return wrong
 
 
-def _is_stale(entry: BackendEntry, pool: PoolLedger) -> bool:
-    return entry.pool is pool and entry.state == CONNECTING and entry.flags & FLAG_STALE != 0
-
-
 def _check_pool(node: NodeLedger, pool: PoolLedger) -> list[str]:
     name = f"pool {pool.tenant.slug}/{pool.role}"
     wrong: list[str] = []
     if pool.count(ACTIVE) < 0 or min(pool.slow_counts) < 0:
         wrong.append(f"{name} has a negative count")
-    stale = sum(1 for server in node.servers.values() for entry in server.entries if _is_stale(entry, pool))
-    if pool.stale != stale:
-        wrong.append(f"{name} counts {pool.stale} stale, has {stale}")
+    obsolete = [
+        entry.state
+        for server in node.servers.values()
+        for entry in server.entries
+        if entry.pool is pool and entry.state < CLOSING and entry.flags & FLAG_OBSOLETE
+    ]
+    if (pool.obsolete, pool.stale) != (len(obsolete), obsolete.count(CONNECTING)):
+        wrong.append(f"{name} counts {pool.obsolete} obsolete ({pool.stale} not open), has {obsolete}")
     if any(entry.state != IDLE for entry in pool.idle):
         wrong.append(f"{name} stacks a backend that is not idle")
     live = len(waiters_of(pool))

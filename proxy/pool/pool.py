@@ -35,13 +35,11 @@ from proxy.pool.ledger import (
     ACTIVE,
     CANCELLING,
     CLOSING,
-    CONNECTING,
     FLAG_CANCELLING,
     FLAG_DIRTY,
     FLAG_HELD_BACK,
     FLAG_OBSOLETE,
     FLAG_OVER_CAP,
-    FLAG_STALE,
     GONE,
     GRANTED,
     IDLE,
@@ -55,12 +53,21 @@ from proxy.pool.ledger import (
     Waiter,
     dequeue,
     enqueue,
+    mark_obsolete,
     move,
     open_entry,
     waiters_of,
 )
 
 NEVER: Final = 1e18
+
+# Whose fault it is that a backend could not be opened.
+FAULT_SERVER: Final = 0
+"""It cannot be reached, or serves nobody now."""
+FAULT_LOGIN: Final = 1
+"""It refused this pool's role, and serves others."""
+FAULT_MISSING: Final = 2
+"""It has no such role or database, which somebody may create at any moment."""
 
 
 # Simulations implement this, uncompiled.
@@ -149,23 +156,25 @@ class PoolDriver:
         now: float,
         retry_at: float,
         text: str,
-        whole_server: bool,
-        sqlstate: str = "",
+        fault: int,
+        refusal: str = "",
     ) -> None:
         """Note that a backend could not be opened; nobody opens another before `retry_at`.
 
-        `whole_server` says that the server could not be reached, rather than that it refused this pool's role;
-        `sqlstate` is what it said then.
-        Waiters of a pool that has no backend left are refused at once: they would only find out later.
+        `fault` is one of the FAULT constants, `refusal` how the server refused the login, if it did.
+        Waiters of a pool that has no backend left are refused at once: they would only find out later.  Where the
+        fault is FAULT_MISSING, those go on waiting who came when this attempt had begun: they may know better.
         """
         pool, server = entry.pool, entry.server
+        whole_server = fault == FAULT_SERVER
         stale = entry.flags & FLAG_OBSOLETE != 0
         move(self.node, entry, GONE, now)
         server.connect_failures += 1
         server.last_error = text
         if not stale:
             pool.last_error = text
-            pool.login_refused = "" if whole_server else sqlstate
+            pool.login_refused = "" if whole_server else refusal
+            pool.awaits_creation = fault == FAULT_MISSING
         if whole_server:
             server.failures += 1
             server.backoff_until = max(server.backoff_until, retry_at)
@@ -173,9 +182,10 @@ class PoolDriver:
             pool.failures += 1
             pool.backoff_until = max(pool.backoff_until, retry_at)
         if whole_server or not stale:
+            upto = entry.opened_at if fault == FAULT_MISSING else now
             for waiting in list(server.waiting_pools) if whole_server else [pool]:
                 if waiting.useful() == 0:
-                    self.refuse_waiters(waiting, REFUSED_SERVER_DOWN)
+                    self.refuse_waiters(waiting, REFUSED_SERVER_DOWN, upto)
         self._slot_freed(entry, now)
 
     def close(self, entry: BackendEntry, reason: str, now: float) -> None:
@@ -217,12 +227,9 @@ class PoolDriver:
         for server in list(self.node.servers.values()):
             for entry in list(server.entries):
                 if entry.pool is pool and (entry.generation != pool.generation or entry.server is not pool.server):
-                    entry.flags |= FLAG_OBSOLETE
+                    mark_obsolete(entry)
                     if entry.state == IDLE:
                         self.close(entry, "its route has changed", now)
-                    elif entry.state == CONNECTING and not entry.flags & FLAG_STALE:
-                        entry.flags |= FLAG_STALE
-                        pool.stale += 1
         self.grow(pool, now)
 
     def hold_back(self, pool: PoolLedger, now: float) -> None:
@@ -237,15 +244,15 @@ class PoolDriver:
         pool.flags &= ~FLAG_HELD_BACK
         self.grow(pool, now)
 
-    def refuse_waiters(self, pool: PoolLedger, reason: int) -> None:
-        """Refuse everybody who waits in one pool now; who is refused may ask again at once."""
+    def refuse_waiters(self, pool: PoolLedger, reason: int, upto: float = NEVER) -> None:
+        """Refuse everybody who waits in one pool now, since `upto` or longer; who is refused may ask again at once."""
         for waiter in waiters_of(pool):
-            if waiter.state == WAITING:
+            if waiter.state == WAITING and waiter.since <= upto:
                 dequeue(self.node, waiter, ABANDONED)
                 self.effects.refuse(waiter, reason)
 
     def grow(self, pool: PoolLedger, now: float) -> None:
-        """Open backends for a pool's waiters, or make room for them, as far as the caps allow."""
+        """Open backends for a pool's waiters, or make room for them, as far as the caps allow; or refuse them."""
         while pool.waiting and not pool.flags & FLAG_HELD_BACK:
             operation = plan_growth(self.node, pool, now)
             if operation.kind == NOTHING:
@@ -278,7 +285,7 @@ class PoolDriver:
                 if entry.state == CLOSING and entry.since + linger <= now:
                     move(self.node, entry, LINGERING, now)
                 elif entry.state == ACTIVE and entry.expires_at and entry.expires_at <= now:
-                    entry.flags |= FLAG_OBSOLETE
+                    mark_obsolete(entry)
         self.grow_all(now)
 
     def _flag_over_cap(self, pool: PoolLedger) -> None:
@@ -304,6 +311,9 @@ class PoolDriver:
             assert operation.entry is not None and operation.waiter is not None
             dequeue(self.node, operation.waiter, GRANTED)
             self._hand_over(operation.waiter, operation.entry, now)
+        elif operation.kind == REFUSE:
+            assert operation.pool is not None
+            self.refuse_waiters(operation.pool, operation.reason)
 
     def _release(self, entry: BackendEntry, now: float, foreign_wait: float) -> None:
         if entry.state >= CLOSING:
@@ -312,7 +322,7 @@ class PoolDriver:
             move(self.node, entry, CANCELLING, now)
             return
         if entry.expires_at and entry.expires_at <= now:
-            entry.flags |= FLAG_OBSOLETE
+            mark_obsolete(entry)
         operation = plan_release(self.node, entry, now, foreign_wait)
         if operation.kind == GRANT:
             assert operation.waiter is not None

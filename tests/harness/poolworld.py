@@ -19,7 +19,7 @@ from proxy.pool.ledger import (
     repoint,
     waiters_of,
 )
-from proxy.pool.pool import Effects, PoolDriver
+from proxy.pool.pool import FAULT_SERVER, Effects, PoolDriver
 
 FOREIGN_WAIT = 0.1
 LINGER = 5.0
@@ -150,9 +150,9 @@ class PoolWorld(Effects):
         self.opening.remove(entry)
         self.driver.opened(entry, self.now)
 
-    def open_fails(self, entry: BackendEntry, *, whole_server: bool = True, pause: float = 0.5) -> None:
+    def open_fails(self, entry: BackendEntry, *, fault: int = FAULT_SERVER, pause: float = 0.5) -> None:
         self.opening.remove(entry)
-        self.driver.open_failed(entry, self.now, self.now + pause, "it was refused", whole_server)
+        self.driver.open_failed(entry, self.now, self.now + pause, "it was refused", fault)
 
     def confirm_closed(self, entry: BackendEntry) -> None:
         self.closing.remove(entry)

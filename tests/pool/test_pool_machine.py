@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from proxy.pool.allocator import why_not_open
+from proxy.pool.allocator import waits_in_vain, why_not_open
 from proxy.pool.ledger import (
     ACTIVE,
     CANCELLING,
@@ -19,6 +19,7 @@ from proxy.pool.ledger import (
     BackendEntry,
     PoolLedger,
 )
+from proxy.pool.pool import FAULT_LOGIN, FAULT_MISSING, FAULT_SERVER
 
 numbers = st.integers(0, 1000)
 ACTIONS = [
@@ -106,7 +107,8 @@ class PoolMachine(RuleBasedStateMachine):
     def backend_does_not_open(self, number: int, choice: int) -> None:
         if self.world.opening:
             entry = self.world.opening[number % len(self.world.opening)]
-            self.world.open_fails(entry, whole_server=choice % 2 == 0, pause=choice / 10)
+            fault = (FAULT_SERVER, FAULT_LOGIN, FAULT_MISSING)[choice % 3]
+            self.world.open_fails(entry, fault=fault, pause=choice / 10)
 
     def server_confirms_a_close(self, number: int, choice: int) -> None:
         if self.world.closing:
@@ -165,6 +167,7 @@ class PoolMachine(RuleBasedStateMachine):
             unserved = pool.waiting - pool.opening()
             if unserved > 0 and not pool.flags & FLAG_HELD_BACK:
                 assert why_not_open(self.world.node, pool, self.world.now) != WAIT_NONE, "waits for no reason"
+                assert not waits_in_vain(pool, self.world.now), "waits for what it will not get"
             if pool.flags & FLAG_HELD_BACK:
                 assert not pool.idle, "a suspended tenant's backend is kept"
         for client in self.world.waiting():

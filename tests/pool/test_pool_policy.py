@@ -19,6 +19,7 @@ from proxy.pool.ledger import (
     Waiter,
     waiters_of,
 )
+from proxy.pool.pool import FAULT_LOGIN
 
 
 def test_first_client_opens_a_backend_and_the_next_takes_it_over() -> None:
@@ -308,7 +309,7 @@ def test_refusal_of_one_role_does_not_touch_the_server_nor_others() -> None:
     server = world.add_server("s")
     acme, bolt = world.simple_pool("acme", server), world.simple_pool("bolt", server)
     world.ask(acme)
-    world.open_fails(world.opening[0], whole_server=False)
+    world.open_fails(world.opening[0], fault=FAULT_LOGIN)
     other = world.ask(bolt)
     world.opened(world.opening[0])
     assert other.state == "linked"
@@ -344,7 +345,7 @@ def test_slot_of_a_failed_opening_goes_to_a_sibling_pool() -> None:
     reader = world.add_pool(tenant, world.add_server("two"), "reader")
     world.ask(app)
     world.ask(reader)
-    world.open_fails(world.opening[0], whole_server=False)
+    world.open_fails(world.opening[0], fault=FAULT_LOGIN)
     assert [entry.pool for entry in world.opening] == [reader]
 
 

@@ -23,6 +23,7 @@ from proxy.pool.ledger import (
     RESETTING,
     move,
 )
+from proxy.pool.pool import FAULT_LOGIN
 
 
 def test_minimum_is_kept_and_no_more() -> None:
@@ -158,7 +159,7 @@ def test_failure_at_the_old_place_is_not_blamed_on_the_new_one() -> None:
     pool = world.simple_pool("acme", old)
     client = world.ask(pool)
     world.repoint(pool, new)
-    world.open_fails(world.opening[0], whole_server=False, pause=60.0)
+    world.open_fails(world.opening[0], fault=FAULT_LOGIN, pause=60.0)
     assert client.state == "waiting"
     assert pool.backoff_until == 0.0
     world.opened(world.opening[0])
@@ -171,7 +172,7 @@ def test_slot_of_a_failed_opening_at_the_old_place_serves_the_new_one() -> None:
     pool = world.simple_pool("acme", old, pool_size=1)
     world.ask(pool)
     world.repoint(pool, new)
-    world.open_fails(world.opening[0], whole_server=False)
+    world.open_fails(world.opening[0], fault=FAULT_LOGIN)
     assert [entry.server for entry in world.opening] == [new]
 
 
