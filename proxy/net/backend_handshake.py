@@ -84,8 +84,9 @@ class BackendOpenFailed(Exception):
 
     The text is for the operator: it may quote the server, and holds no secrets.  `summary` is for anybody: it names
     neither addresses nor roles.  `sqlstate` is None where the server did not say one.  `whole_server` tells that
-    another role's or database's attempt would fail as well: unreachable, starting up, out of connections.  `refusal` says
-    to anybody how the server refused, empty where it said nothing.  `timed_out` tells that the connect timeout was over, `key_refused` that the server does not take the key of a client.
+    another role's or database's attempt would fail as well: unreachable, starting up, out of connections.  `refusal`
+    says to anybody how the server refused, empty where it said nothing.  `timed_out` tells that the connect timeout was
+    over, `key_refused` that the server does not take the key of a client.
     """
 
     def __init__(

@@ -111,7 +111,7 @@ def waits_in_vain(pool: PoolLedger, now: float) -> bool:
 
 
 def plan_growth(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
-    """A pool has waiters: OPEN a backend for them, CLOSE an idle one of another pool to make room, REFUSE or NOTHING."""
+    """A pool has waiters: OPEN a backend, CLOSE an idle one of another pool to make room, REFUSE them, or NOTHING."""
     if pool.waiting > 0 and pool.idle:
         return Operation(GRANT, entry=pool.idle[-1], pool=pool, waiter=oldest_waiter(pool))
     if pool.waiting <= pool.opening():
