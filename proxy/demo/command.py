@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Annotated
@@ -77,6 +77,8 @@ def register(app: typer.Typer) -> None:
         GLOBEX_URL, INITECH_URL and UMBRELLA_URL, and `psql`, `pgbench` and `pgtenant` on its PATH:
 
         pgtenant demo --run 'psql "$ACME_URL" -c "select * from best_sellers"'
+
+        It ends with its terminal, too.  Start it with nohup, and it goes on until `kill`, or the end of COMMAND.
         """
         raise typer.Exit(run_demo(DemoOptions(port, http_port, run)))
 
@@ -115,7 +117,9 @@ def _show(options: DemoOptions, console: Console) -> int:
         try:
             outcome = stage.node.wait()
         except Interrupted as interruption:
-            console.print("\nstopping everything")
+            # The terminal may be what has ended.
+            with suppress(OSError):
+                console.print("\nstopping everything")
             if interruption.number == signal.SIGINT:
                 return 0
             raise
@@ -150,7 +154,8 @@ def _introduce(stage: Stage, console: Console, seconds: float) -> None:
         'pgbench --no-vacuum --client 8 --time 5 --file <(echo "select count(*) from sales") "$ACME_URL"',
     ):
         console.print(f"  {command}", soft_wrap=True, markup=False)
-    console.print("\nCtrl-C stops everything and leaves nothing behind.")
+    how = f"kill {os.getpid()}" if _is_ignored(signal.SIGINT) else "Ctrl-C"
+    console.print(f"\n{how} stops everything and leaves nothing behind.")
 
 
 def _run_command(options: DemoOptions, command: str) -> int:
@@ -168,6 +173,10 @@ def _run_command(options: DemoOptions, command: str) -> int:
             raise
 
 
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     """Turn the first signal into `Interrupted` and ignore those after it: clearing up is not to be cut short."""
@@ -177,8 +186,8 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise Interrupted(number)
 
-    # Under nohup the end of the terminal is no reason to stop.
-    taken = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    # Under nohup the end of the terminal is no reason to stop, in a script's background another's Ctrl-C.
+    taken = [number for number in SIGNALS if number == signal.SIGTERM or not _is_ignored(number)]
     before = {number: signal.signal(number, interrupt) for number in taken}
     try:
         yield

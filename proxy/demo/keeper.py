@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 PR_SET_PDEATHSIG = 1
@@ -29,12 +30,12 @@ FOR_THE_CHILD_ALONE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQ
 
 def keep(control: socket.socket) -> int:
     """Run the ordered command until it ends and return its exit status."""
-    for number in FOR_THE_CHILD_ALONE:
-        signal.signal(number, signal.SIG_IGN)
+    inherited = [signal.signal(number, signal.SIG_IGN) for number in FOR_THE_CHILD_ALONE]
+    ignored = [number for number, how in zip(FOR_THE_CHILD_ALONE, inherited, strict=True) if how is signal.SIG_IGN]
     lines = control.makefile("r")
     order = json.loads(lines.readline())
     try:
-        child = _start(order)
+        child = _start(order, ignored)
     except (OSError, subprocess.SubprocessError) as error:
         control.sendall(f"error {error}\n".encode())
         return 127
@@ -52,8 +53,10 @@ def keep(control: socket.socket) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _start(order: dict[str, Any], ignored: Sequence[signal.Signals]) -> subprocess.Popen[bytes]:
+    """Start the command, with default signals; one in the foreground goes on ignoring what its caller ignores."""
     foreground = bool(order["foreground"]) and _owns_terminal()
+    kept = ignored if order["foreground"] else ()
     keeper = os.getpid()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and order["sweep"]:
@@ -69,7 +72,8 @@ def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
             # Nobody here could wake it again.
             signal.signal(signal.SIGTSTP, signal.SIG_IGN)
         for number in FOR_THE_CHILD_ALONE:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN if number in kept else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # Changing the user clears this setting, and Popen calls here only after that.
         if libc is not None:
             libc.prctl(PR_SET_PDEATHSIG, int(order["end_signal"]))

@@ -33,8 +33,9 @@ class KeptProcess:
     Its own process group means that Ctrl-C in a terminal does not reach it: the owner decides when it ends.
     When this object's owner is killed, the command gets `end_signal`, and SIGKILL after `end_patience` seconds;
     then the directories in `remove` are deleted.  Standard output and error are appended to `log` (None: shared
-    with this program).  With `foreground` it gets the terminal's input and its Ctrl-C, and with `sweep` signals go
-    to all of its process group, whose last members are ended with it.  Thread-safe.
+    with this program).  With `foreground` it gets the terminal's input and its Ctrl-C, and ignores the signals that
+    this program ignores (as under nohup); else it starts with default signals.  With `sweep` signals go to all of
+    its process group, whose last members are ended with it.  Thread-safe.
 
     Raises OSError when the command cannot be started.
     """

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from harness.databases import Database, create_database, drop_database
+from harness.process import started
 
 from bench.big import Finding
 from bench.big_cases import CASES, GIGABYTE, Big, Sizes
@@ -70,9 +71,7 @@ def test_an_error_of_the_server_is_no_result(endpoint: Endpoint) -> None:
 
 
 def test_the_peak_of_memory_is_that_from_now_on() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", GROW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
+    with started([sys.executable, "-c", GROW], stdin=subprocess.PIPE) as child:
         assert child.stdin is not None and child.stdout is not None
         child.stdout.readline()
         memory = PeakMemory(child.pid)

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from harness.process import started
 
 from bench.model import BenchError
 from bench.processes import cpu_seconds, memory_bytes, parse_memory, parse_stat, process_tree
@@ -48,21 +49,21 @@ def test_memory_that_the_kernel_does_not_tell_is_an_error() -> None:
 
 
 def test_the_tree_holds_children_and_their_time_is_counted_after_their_end() -> None:
-    with subprocess.Popen([sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+    with started([sys.executable, "-c", BURN], stdin=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         seen = _wait_for_child(parent.pid)
         parent.stdout.readline()
         alone = process_tree(parent.pid)
         used = cpu_seconds(parent.pid)
-        parent.communicate(b"\n")
+        parent.communicate("\n")
     assert len(seen) == 2
     assert alone == [parent.pid]
     assert used >= 0.05
 
 
 def test_an_ended_process_is_an_error() -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
+    with started([sys.executable, "-c", ""]) as ended:
+        ended.wait()
     with pytest.raises(BenchError, match="has ended"):
         cpu_seconds(ended.pid)
 

@@ -3,16 +3,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
+import shlex
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.process import Result, Terminal, output, run, started
 from harness.waiting import wait_until
 
 import proxy
@@ -45,16 +45,8 @@ def processes_of(directory: Path) -> list[str]:
     return found
 
 
-def run(environment: dict[str, str], command: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*DEMO, *options, "--run", command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+def run_demo(environment: dict[str, str], command: str, *options: str) -> Result:
+    return run([*DEMO, *options, "--run", command], env=environment, seconds=90)
 
 
 @pytest.fixture
@@ -79,7 +71,7 @@ def test_command_reaches_every_tenant_and_finds_programs_registry_and_token(envi
             "python -P -m proxy tenant list --json",
         ]
     )
-    ran = run(environment, f"{script} && exit 7")
+    ran = run_demo(environment, f"{script} && exit 7")
     assert ran.stderr == ""
     lines = ran.stdout.splitlines()
     assert lines[:4] == SLUGS
@@ -95,9 +87,7 @@ def test_command_reaches_every_tenant_and_finds_programs_registry_and_token(envi
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_command_and_all(environment: dict[str, str], number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [*DEMO, "--run", "echo begun; sleep 600 & sleep 600"], env=environment, stdout=subprocess.PIPE, text=True
-    ) as demo:
+    with started([*DEMO, "--run", "echo begun; sleep 600 & sleep 600"], env=environment) as demo:
         assert demo.stdout is not None
         assert demo.stdout.readline() == "begun\n"
         demo.send_signal(number)
@@ -105,9 +95,7 @@ def test_signal_ends_command_and_all(environment: dict[str, str], number: signal
 
 
 def test_killed_demo_leaves_nothing(environment: dict[str, str]) -> None:
-    with subprocess.Popen(
-        [*DEMO, "--run", "echo begun; sleep 600"], env=environment, stdout=subprocess.PIPE, text=True
-    ) as demo:
+    with started([*DEMO, "--run", "echo begun; sleep 600"], env=environment) as demo:
         assert demo.stdout is not None
         assert demo.stdout.readline() == "begun\n"
         demo.kill()
@@ -116,9 +104,7 @@ def test_killed_demo_leaves_nothing(environment: dict[str, str]) -> None:
 
 def test_printed_line_connects_and_ctrl_c_ends_it_all(environment: dict[str, str]) -> None:
     port, http_port = free_port(), free_port()
-    with subprocess.Popen(
-        [*DEMO, "--port", str(port), "--http-port", str(http_port)], env=environment, stdout=subprocess.PIPE, text=True
-    ) as demo:
+    with started([*DEMO, "--port", str(port), "--http-port", str(http_port)], env=environment) as demo:
         assert demo.stdout is not None
         lines: list[str] = []
         while "Ctrl-C" not in (line := demo.stdout.readline()):
@@ -127,12 +113,9 @@ def test_printed_line_connects_and_ctrl_c_ends_it_all(environment: dict[str, str
         urls = [line.split("'")[1] for line in lines if "psql" in line and "postgresql://" in line]
         assert [url.rpartition("/")[2] for url in urls] == [*SLUGS, "pgtenant"]
         console = next(line for line in lines if "show clients" in line)
-        assert "pool_mode" in subprocess.check_output(f"{console} -X", shell=True, env=environment, text=True)
+        assert "pool_mode" in output(["sh", "-c", f"{console} -X"], env=environment)
         psql = next(line for line in lines if "acme" in line)
-        output = subprocess.check_output(
-            f"{psql} -XAtc 'select name from shop'", shell=True, env=environment, text=True
-        )
-        assert output == "Acme Corporation\n"
+        assert output(["sh", "-c", f"{psql} -XAtc 'select name from shop'"], env=environment) == "Acme Corporation\n"
         demo.send_signal(signal.SIGINT)
         assert demo.wait(60) == 0
     assert is_free(port)
@@ -142,24 +125,53 @@ def test_printed_line_connects_and_ctrl_c_ends_it_all(environment: dict[str, str
 def test_taken_port_is_a_clear_message_before_anything_starts(environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", free_port())) as taken:
         port = taken.getsockname()[1]
-        ran = run(environment, "true", "--port", str(port))
+        ran = run_demo(environment, "true", "--port", str(port))
     assert ran.returncode == 1
     assert f"port {port} on 127.0.0.1 is taken" in ran.stderr
     assert "--port" in ran.stderr.partition("hint:")[2]
 
 
 def test_terminals_ctrl_c_reaches_the_command_which_has_the_terminal(environment: dict[str, str]) -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        # exec: a shell that forks just now may lose the signal, and would then wait for its child.
-        os.execve(sys.executable, [*DEMO, "--run", "read line; echo got $line; exec sleep 600"], environment)
-    os.write(terminal, b"typed\n")
-    shown = b""
-    while b"got typed" not in shown:
-        shown += os.read(terminal, 1000)
-    os.write(terminal, b"\x03")
-    with contextlib.suppress(OSError):
-        while os.read(terminal, 1000):
-            pass
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
+    # exec: a shell that forks just now may lose the signal, and would then wait for its child.
+    command = [*DEMO, "--run", "read line; echo got $line; exec sleep 600"]
+    with Terminal() as terminal, terminal.started(command, env=environment) as demo:
+        terminal.type("typed\n")
+        terminal.wait_for("got typed")
+        terminal.type("\x03")
+        assert demo.wait(60) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("options", [["--run", "echo Ctrl-C; exec sleep 600"], []], ids=["command", "until Ctrl-C"])
+def test_end_of_the_terminal_ends_it_all(environment: dict[str, str], options: list[str]) -> None:
+    ports = ["--port", str(free_port()), "--http-port", str(free_port())]
+    with Terminal() as terminal, terminal.started([*DEMO, *ports, *options], env=environment) as demo:
+        terminal.wait_for("Ctrl-C")
+        terminal.close()
+        assert demo.wait(60) == 128 + signal.SIGHUP
+
+
+def test_end_of_the_terminal_ends_nothing_under_nohup(environment: dict[str, str], tmp_path: Path) -> None:
+    """Neither the demo nor its command, which has the terminal and so is sent the hang-up when the shell ends."""
+    went_on = tmp_path / "went-on"
+    query = f"psql -XAtc 'select slug from shop' $ACME_URL >{went_on}"
+    demo = shlex.join([*DEMO, "--run", f"echo begun; read line; while kill -0 $LEADER; do sleep 0.02; done; {query}"])
+    with (
+        Terminal() as terminal,
+        terminal.started(["sh", "-c", f"(trap '' HUP; export LEADER=$$; exec {demo}); :"], env=environment) as shell,
+    ):
+        terminal.wait_for("begun")
+        terminal.close()
+        assert shell.wait(10) == -signal.SIGHUP
+        wait_until(lambda: went_on.exists() and went_on.read_text() == "acme\n", what="the answer to the command")
+        left = Path(environment["TMPDIR"])
+        wait_until(lambda: not list(left.iterdir()), what="the end of the demo after its command")
+
+
+def test_demo_in_the_background_of_a_script_leaves_ctrl_c_to_others(environment: dict[str, str]) -> None:
+    """A shell without job control starts what is to run in the background with SIGINT ignored."""
+    with started([*DEMO, "--run", "echo begun; exec sleep 600"], env=environment, ignored=[signal.SIGINT]) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline() == "begun\n"
+        demo.send_signal(signal.SIGINT)
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(60) == 128 + signal.SIGTERM

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.process import END_PATIENCE, Result, run, started
 from harness.waiting import wait_until
 
 from proxy.demo.embedded import EmbeddedServer
@@ -41,9 +42,8 @@ def test_server_starts_with_the_version_and_settings_asked_for(server: EmbeddedS
 
 
 def test_server_wants_the_password(server: EmbeddedServer) -> None:
-    def psql(url: str) -> subprocess.CompletedProcess[str]:
-        command = [str(server.bin_dir / "psql"), "-X", "-Atc", "select 1", url]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def psql(url: str) -> Result:
+        return run([server.bin_dir / "psql", "-X", "-Atc", "select 1", url])
 
     assert psql(server.url()).stdout == "1\n"
     refused = psql(server.url(user="postgres", password="wrong"))
@@ -141,15 +141,13 @@ time.sleep(600)
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_servers_and_their_files_go_when_their_owner_is_killed(number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as owner:
+    with started([sys.executable, "-c", OWNER], stderr=subprocess.DEVNULL) as owner:
         assert owner.stdout is not None
         first, second, *directories = owner.stdout.readline().split()
         assert lives(int(first))
         assert lives(int(second))
         owner.send_signal(number)
-        owner.communicate()
+        assert owner.wait(END_PATIENCE) == -number
     wait_until(lambda: not lives(int(first)) and not lives(int(second)))
     wait_until(lambda: not any(Path(directory).exists() for directory in directories))
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from collections.abc import Callable
 
 import psycopg
@@ -10,6 +9,7 @@ import pytest
 from harness import fakeserver
 from harness.databases import Database
 from harness.fakeserver import FakeServer, FakeSession
+from harness.process import output
 from harness.rawclient import Disconnected, RawClient, ServerSaid, bind, describe, execute, parse, query, sync
 from harness.shared import ca_file
 from harness.waiting import wait_until
@@ -79,8 +79,8 @@ def test_raw_client_cancels_its_query(any_pg: ServerFacts) -> None:
 async def test_fake_server_passes_for_a_server(pg18: ServerFacts) -> None:
     async with FakeServer() as server:
         command = [str(pg18.bin_dir / "psql"), "-X", "-Atc", "hello", f"postgresql://u@127.0.0.1:{server.port}/d"]
-        output = await asyncio.to_thread(subprocess.check_output, command, text=True)
-    assert output == "hello\n"
+        said = await asyncio.to_thread(output, command)
+    assert said == "hello\n"
     assert server.sessions[0].startup["user"] == "u"
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.process import run
+
 from drivers.catalogue import SCRIPTS, DriverSpec, Kind
 from drivers.model import DriversError
 
@@ -188,15 +190,7 @@ def _run(command: Sequence[str], env: Mapping[str, str] | None = None, directory
     Raises Missing with its last words.
     """
     try:
-        ran = subprocess.run(
-            command,
-            env={**os.environ, **(env or {})},
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE,
-        )
+        ran = run(command, env={**os.environ, **(env or {})}, cwd=directory, seconds=PATIENCE)
     except subprocess.TimeoutExpired:
         raise Missing(f"{Path(command[0]).name} took more than {PATIENCE:g} s") from None
     except OSError as error:

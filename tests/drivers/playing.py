@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import queue
-import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from harness.process import Process, close, kill, start
 
 from drivers.model import Scenario, Transcript
 
@@ -26,33 +25,22 @@ Transcripts = dict[Scenario, list[Transcript]]
 class Stage:
     """The programs that run now, all of which end with it."""
 
-    _running: set[subprocess.Popen[str]] = field(default_factory=set)
+    _running: set[Process] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closed: bool = False
 
-    def start(self, command: Sequence[str], env: Mapping[str, str], directory: Path) -> subprocess.Popen[str] | None:
+    def start(self, command: Sequence[str], env: Mapping[str, str], directory: Path) -> Process | None:
         """Start a program in a process group of its own; None once the stage is closed."""
         with self._lock:
             if self._closed:
                 return None
-            process = subprocess.Popen(
-                command,
-                env=env,
-                cwd=directory,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            process = start(command, env=env, cwd=directory, stderr=subprocess.PIPE)
             self._running.add(process)
             return process
 
-    def end(self, process: subprocess.Popen[str]) -> None:
+    def end(self, process: Process) -> None:
         """Kill a program and all that it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
         with self._lock:
             self._running.discard(process)
 
@@ -125,7 +113,7 @@ class Player:
             self._stage.end(process)
             for thread in threads:
                 thread.join()
-            _close(process)
+            close(process)
         if current is not None or not why:
             why = why or f"the program ended with status {process.returncode}: {''.join(complaints)[-TAIL:].strip()}"
         if current is not None:
@@ -145,13 +133,7 @@ def _take(answer: dict[str, Any], current: Scenario | None, found: Transcripts) 
     return current
 
 
-def _close(process: subprocess.Popen[str]) -> None:
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
-
-
-def _read(process: subprocess.Popen[str], said: queue.Queue[dict[str, Any] | None]) -> None:
+def _read(process: Process, said: queue.Queue[dict[str, Any] | None]) -> None:
     for line in process.stdout or ():
         try:
             said.put(json.loads(line))
@@ -160,5 +142,5 @@ def _read(process: subprocess.Popen[str], said: queue.Queue[dict[str, Any] | Non
     said.put(None)
 
 
-def _complaints(process: subprocess.Popen[str], lines: list[str]) -> None:
+def _complaints(process: Process, lines: list[str]) -> None:
     lines.extend(process.stderr or ())

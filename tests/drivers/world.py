@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import psycopg
 from harness.certificates import Certificates
 from harness.databases import Database, create_database, drop_database
+from harness.process import output
 from harness.proxy import ProxyProcess
 from harness.registries import RegistryUnderTest
 
@@ -136,7 +136,7 @@ class World:
         """The builds of the proxy and of the servers."""
         command = [self._python, "-m", "proxy", "--version"]
         env = {**os.environ, **self._proxy_env()}
-        proxy = subprocess.run(command, env=env, text=True, capture_output=True, check=True).stdout.strip()
+        proxy = output(command, env=env).strip()
         servers = [f"PostgreSQL {server.psql('show server_version').strip()}" for server in self.servers.values()]
         return f"{proxy} before {' and '.join(servers)}"
 

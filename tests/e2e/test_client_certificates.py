@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,6 +13,7 @@ import psycopg
 import pytest
 import trustme
 from harness.certificates import Certificates
+from harness.process import output
 from harness.proxy import ProxyProcess
 from harness.rawclient import cancel_request, query
 from harness.registries import RegistryUnderTest, TenantUnderTest
@@ -202,14 +202,9 @@ def test_psql_shows_its_certificate(
     tmp_path: Path,
 ) -> None:
     parameters = {**certificates.verify_full(), **own(client_authority, tmp_path, "app")}
-    ran = subprocess.run(
-        [pg17.bin_dir / "psql", "-XAtc", "select current_database()", worlds["verify-full"].url(acme, **parameters)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=clean_environment(),
-    )
-    assert ran.stdout.strip() == acme.database.name
+    url = worlds["verify-full"].url(acme, **parameters)
+    command = [str(pg17.bin_dir / "psql"), "-XAtc", "select current_database()", url]
+    assert output(command, env=clean_environment()).strip() == acme.database.name
 
 
 def test_certificates_that_change_on_disk_are_shown_without_a_reload_and_broken_ones_are_not(

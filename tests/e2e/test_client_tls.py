@@ -7,7 +7,6 @@ import hashlib
 import os
 import signal
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -19,6 +18,7 @@ import psycopg
 import pytest
 from harness.bystander import undisturbed
 from harness.certificates import Certificates
+from harness.process import output
 from harness.proxy import ADMIN_TOKEN, ProxyProcess
 from harness.rawclient import (
     GSSENC_REQUEST,
@@ -270,15 +270,10 @@ def test_the_end_of_a_session_is_told_by_tls_as_well(
 
 def test_psql_and_asyncpg(world: World, either: TenantUnderTest, pg17: ServerFacts, certificates: Certificates) -> None:
     url = world.url(either, **certificates.verify_full())
-    ran = subprocess.run(
-        [pg17.bin_dir / "psql", "-XAtc", "select current_database()", "-c", r"\conninfo", url],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=clean_environment(),
-    )
-    assert ran.stdout.startswith(either.database.name)
-    assert "TLS" in ran.stdout
+    command = [str(pg17.bin_dir / "psql"), "-XAtc", "select current_database()", "-c", r"\conninfo", url]
+    said = output(command, env=clean_environment())
+    assert said.startswith(either.database.name)
+    assert "TLS" in said
 
     async def ask() -> object:
         connection = await asyncpg.connect(world.url(either), ssl=certificates.context(), statement_cache_size=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
+from harness.process import run
 from harness.rawclient import RawClient, frame, query
 from harness.registries import TenantUnderTest
 from harness.waiting import wait_until
@@ -97,14 +97,11 @@ def test_a_client_that_waits_shows_for_what_and_one_in_a_transaction_since_when(
 def test_psql_runs_what_an_operator_types(world: World, pg18: ServerFacts) -> None:
     tenant = world.tenant(pg18)
     commands = ["show help;", f"show route '{tenant.user}' '{tenant.slug}'", "SHOW TENANTS; SHOW VERSION", "reload"]
-    ran = subprocess.run(
-        [str(pg18.bin_dir / "psql"), "-X", url(world), *(part for one in commands for part in ("-c", one))],
-        capture_output=True,
-        text=True,
-        check=True,
+    ran = run(
+        [pg18.bin_dir / "psql", "-X", url(world), *(part for one in commands for part in ("-c", one))],
         env={"PATH": os.environ["PATH"], "PGCLIENTENCODING": "UTF8"},
     )
-    assert ran.stderr == ""
+    assert (ran.returncode, ran.stderr) == (0, "")
     assert "SHOW CLIENTS [tenant]" in ran.stdout
     assert f"database {tenant.database.name}" in ran.stdout
     assert ran.stdout.rstrip().endswith("RELOAD")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-import subprocess
 from pathlib import Path
 
 import asyncpg
 import psycopg
 import pytest
 from harness.disasters import SEED, leftovers
+from harness.process import output
 from harness.registries import TenantUnderTest
 from harness.waiting import wait_until
 from harness.world import World
@@ -27,17 +27,7 @@ TURNS = 120
 
 def program(server: ServerFacts, name: str, *arguments: str, stdin: str = "") -> str:
     """Run one of PostgreSQL's programs and return its standard output."""
-    ran = subprocess.run(
-        [server.bin_dir / name, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env=clean_environment(),
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    return output([server.bin_dir / name, *arguments], text=stdin, env=clean_environment())
 
 
 async def turn(connection: asyncpg.Connection, own: str, chance: random.Random, mark: str) -> None:
@@ -178,8 +168,7 @@ select id from mine where id = $1 \bind 77 \g
 
 @pytest.mark.parametrize("protocol", ["simple", "extended", "prepared"])
 def test_pgbench_keeps_its_books_balanced(protocol: str, world: World, any_pg: ServerFacts) -> None:
-    # Prepared statements hold a backend each, the other ways share.
-    clients, size = 6, 6 if protocol == "prepared" else 2
+    clients, size = 6, 2
     tenant = world.tenant(any_pg, limits=Limits(pool_size=size))
     program(any_pg, "pgbench", "-i", "-q", "-s", "1", world.url(tenant))
     program(any_pg, "pgbench", "-n", "-M", protocol, "-c", str(clients), "-j", "2", "-t", "40", world.url(tenant))

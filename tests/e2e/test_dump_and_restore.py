@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
+from harness.process import output
 from harness.registries import TenantUnderTest
 from harness.world import World
 
@@ -37,15 +37,7 @@ select (select md5(string_agg(i::text, ',' order by id)) from shop.items i),
 
 
 def run(server: ServerFacts, name: str, *arguments: str) -> None:
-    ran = subprocess.run(
-        [server.bin_dir / name, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env=clean_environment(),
-    )
-    assert ran.returncode == 0, ran.stderr
+    output([server.bin_dir / name, *arguments], env=clean_environment())
 
 
 @pytest.fixture(scope="module")

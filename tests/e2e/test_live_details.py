@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from harness import process
 from harness.bystander import undisturbed
 from harness.databases import Database
 from harness.disasters import login
@@ -279,14 +279,12 @@ def environment(registry: RegistryUnderTest) -> dict[str, str]:
     return {"PGTENANT_REGISTRY": registry.url, "PGTENANT_ENCRYPTION_KEYS": registry.keys, "COLUMNS": "200"}
 
 
-def pgtenant_process(
-    registry: RegistryUnderTest, *arguments: str, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def pgtenant_process(registry: RegistryUnderTest, *arguments: str, **variables: str) -> process.Result:
     """Run the command line as an administrator does."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PGTENANT_")}
     command = [sys.executable, "-m", "proxy", *arguments]
     env |= environment(registry) | variables
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=60)
+    return process.run(command, env=env)
 
 
 BROKEN = {

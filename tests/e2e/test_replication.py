@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import signal
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from harness.certificates import Certificates
 from harness.databases import Database
+from harness.process import run
 from harness.proxy import GRACE, ProxyProcess
 from harness.rawclient import Disconnected, Message, RawClient, ServerSaid, frame, query
 from harness.registries import RegistryUnderTest, TenantUnderTest
@@ -304,14 +304,7 @@ def test_half_a_message_and_impossible_ones_end_the_session(world: World, acme: 
 
 def program(server: ServerFacts, name: str, *arguments: str, **environment: str) -> str:
     """Run one of PostgreSQL's programs and return what it has said."""
-    ran = subprocess.run(
-        [server.bin_dir / name, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**clean_environment(), **environment},
-    )
+    ran = run([server.bin_dir / name, *arguments], env={**clean_environment(), **environment})
     assert ran.returncode == 0, ran.stderr
     return ran.stdout + ran.stderr
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from harness.databases import Database
+from harness.process import output
 from harness.references import ROOT
 from harness.registries import RegistryUnderTest
 
@@ -29,7 +29,7 @@ def test_certificates_made_by_the_page_let_its_client_in(
     registry: RegistryUnderTest, start_proxy: Any, pg18: ServerFacts, make_database: Any, tmp_path: Path
 ) -> None:
     make, use = blocks("sh")
-    subprocess.run(["sh", "-e", "-c", make], cwd=tmp_path, check=True, capture_output=True)
+    output(["sh", "-e", "-c", make], cwd=tmp_path)
     database: Database = make_database(pg18)
     tenant = registry.add_tenant("acme", database)
     listen = tomllib.loads(blocks("toml")[1])["listen"]

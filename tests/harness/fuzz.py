@@ -8,10 +8,11 @@ which the suite tries at every run.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from harness.process import started
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 FINDINGS = Path(__file__).parents[2] / ".fuzz"
@@ -40,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = []
     for name in options.targets or known:
         print(f"== {name}", flush=True)
-        if subprocess.run([*command, name], check=False).returncode != 0:
-            failed.append(name)
+        with started([*command, name], stdout=None) as fuzzing:
+            if fuzzing.wait() != 0:
+                failed.append(name)
     print(f"failed: {', '.join(failed)}" if failed else "nothing found")
     return 1 if failed else 0
 

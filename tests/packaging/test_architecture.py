@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from harness.process import run
 
 TREE = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8"))
@@ -16,7 +16,7 @@ TEXT = {".py", ".toml", ".md", ".txt", ".ini", ".mako", ".sql", ".yml", ".yaml",
 @pytest.mark.parametrize("contract", [contract["id"] for contract in PROJECT["tool"]["importlinter"]["contracts"]])
 def test_rooms_import_only_what_they_may(contract: str) -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--contract", contract, "--no-cache", "--no-logo"]
-    checked = subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=120, check=False)
+    checked = run(command, cwd=TREE, seconds=120)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -30,7 +30,7 @@ def test_every_package_directory_is_a_package() -> None:
 
 
 def test_no_tracked_file_names_a_home_directory() -> None:
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=TREE, capture_output=True, text=True, check=False)
+    listing = run(["git", "ls-files", "-z"], cwd=TREE)
     if listing.returncode != 0:
         pytest.skip("not a git checkout")
     home = re.compile(r"/(?:home|Users)/\w+/|/root/\w|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
