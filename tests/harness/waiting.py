@@ -6,20 +6,26 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
+LOADAVG = Path("/proc/loadavg")
 PATIENCE = 15.0
 INTERVAL = 0.01
-MOST_PER_LOOK = 0.1
-"""Seconds that one look at a condition may be charged with: more is the fault of whatever else runs."""
 LAST_RESORT = 90.0
+
+
+def crowding() -> float:
+    """How many tasks want each processor, now and in the last minute; 1 where all have one of their own."""
+    now = int(LOADAVG.read_text().split()[3].partition("/")[0]) if LOADAVG.exists() else 0
+    return max(1.0, max(now, os.getloadavg()[0]) / len(os.sched_getaffinity(0)))
 
 
 def allowed(seconds: float) -> float:
     """So many seconds of a machine of one's own: more where more is running than there are processors."""
-    return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    return seconds * crowding()
 
 
 class Patience:
@@ -33,7 +39,7 @@ class Patience:
     def use(self) -> None:
         """Charge for the time since the last call; raises AssertionError when nothing is left."""
         now = time.monotonic()
-        self._left -= min(now - self._last, MOST_PER_LOOK) / allowed(1.0)
+        self._left -= (now - self._last) / crowding()
         self._last = now
         in_time = self._left > 0 and now - self._began < LAST_RESORT
         assert in_time, f"{self._what} did not come true within {self._seconds} s ({now - self._began:.1f} s here)"
@@ -42,10 +48,13 @@ class Patience:
 def wait_until(condition: Callable[[], T], *, seconds: float = PATIENCE, what: str = "the condition") -> T:
     """Call `condition` until it is true and return its value; fail after `seconds` of a machine of one's own."""
     patience = Patience(seconds, what)
-    while not (value := condition()):
+    while True:
+        value = condition()
+        # What came true too late has not come true in time.
         patience.use()
+        if value:
+            return value
         time.sleep(INTERVAL)
-    return value
 
 
 async def eventually(
@@ -56,7 +65,7 @@ async def eventually(
     while True:
         outcome = condition()
         value = await outcome if isinstance(outcome, Awaitable) else outcome
+        patience.use()
         if value:
             return value
-        patience.use()
         await asyncio.sleep(INTERVAL)
