@@ -171,7 +171,9 @@ def test_pgbench_keeps_its_books_balanced(protocol: str, world: World, any_pg: S
     clients, size = 6, 2
     tenant = world.tenant(any_pg, limits=Limits(pool_size=size))
     program(any_pg, "pgbench", "-i", "-q", "-s", "1", world.url(tenant))
-    program(any_pg, "pgbench", "-n", "-M", protocol, "-c", str(clients), "-j", "2", "-t", "40", world.url(tenant))
+    # A thread each: preparing holds up all clients of a thread, one of which may have the backend that it waits for.
+    load = ["-c", str(clients), "-j", str(clients), "-t", "40"]
+    program(any_pg, "pgbench", "-n", "-M", protocol, *load, world.url(tenant))
     sums = tenant.database.psql(
         "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history),"
         " (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history),"
