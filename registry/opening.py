@@ -51,10 +51,13 @@ class Registry:
         """Raise SchemaError unless the tables are those of this program."""
         await schema.check(self._database)
 
-    async def check_keys(self) -> None:
-        """Raise SecretError where the key ring cannot open this registry's secrets; without a key ring do nothing."""
+    async def check_keys(self, *, rehearsal: bool = False) -> None:
+        """Raise SecretError where the key ring cannot open this registry's secrets; without a key ring do nothing.
+
+        A registry without secrets gets its first one, which binds it to its keys; a rehearsal writes nothing.
+        """
         if self._vault.is_open:
-            await keys.mock_secret(self._database, self._vault)
+            await (keys.check_mock_secret if rehearsal else keys.mock_secret)(self._database, self._vault)
 
     async def check_secrets(self) -> None:
         """Raise SecretError where the key ring is missing, or does not fit the secrets that this registry has."""

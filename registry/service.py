@@ -23,6 +23,7 @@ from registry.domain.models import (
 )
 from registry.domain.servers import Placement
 from registry.operations import keys, logins, servers, tenants
+from registry.operations.contents import Contents, read_contents, read_version
 from registry.secrets import Vault
 from registry.store.database import Database
 from registry.store.transaction import Transaction, changing
@@ -37,9 +38,33 @@ class RegistryService:
         self._database = database
         self._vault = vault
 
-    def transaction(self, *, commit: bool = True) -> AbstractAsyncContextManager[Transaction]:
-        """Several operations as one; `commit` False undoes them at the end."""
-        return changing(self._database, self._vault, commit=commit)
+    @property
+    def vault(self) -> Vault:
+        """What opens and seals this registry's secrets."""
+        return self._vault
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Several operations as one."""
+        return changing(self._database, self._vault)
+
+    # The registry as a whole.
+
+    async def contents(self) -> Contents:
+        """All servers, tenants and logins, as they were at one version."""
+        async with self._reading() as connection:
+            while True:
+                contents = await read_contents(connection)
+                if await read_version(connection) == contents.version:
+                    return contents
+
+    async def new_ids(self, *counts: int) -> list[list[int]]:
+        """So many ids for new servers, tenants and logins; those of SQLite are good until the version changes."""
+        async with self._reading() as connection:
+            tables = (servers.TABLE, tenants.TABLE, logins.TABLE)
+            return [
+                await self._database.new_ids(connection, table, wanted)
+                for table, wanted in zip(tables, counts, strict=True)
+            ]
 
     # Servers.
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -14,19 +17,34 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import typer
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 from registry.commands.options import ConfigOption, JsonOption, RegistryOption, read_secret, registry_url
 from registry.commands.output import USAGE, ask, explained, fail, note, print_json, results, warn
-from registry.manifest import Applied, apply_manifest, export_manifest, load_manifest
-from registry.manifest.apply import Action
+from registry.location import parse_location
+from registry.manifest import (
+    Applied,
+    Difference,
+    apply_manifest,
+    export_manifest,
+    load_manifest,
+    rehearse_on_nothing,
+)
+from registry.manifest.apply import Progress, Stage
+from registry.manifest.differences import Action
 from registry.opening import Registry, open_registry
-from registry.secrets import KeyRing
+from registry.secrets import KeyRing, Vault
 
 TOKEN_VARIABLE: Final = "PGTENANT_ADMIN_TOKEN"
 RELOAD_TIMEOUT: Final = 15.0
 MAX_ANSWER: Final = 65_536
 PRIVATE: Final = 0o600
+MAX_SHOWN: Final = 200
+MAX_WARNINGS: Final = 20
+"""What a terminal is told one by one."""
 
 _STYLES: Final = {Action.ADD: ("+", "green"), Action.CHANGE: ("~", "yellow"), Action.REMOVE: ("-", "red")}
 
@@ -58,15 +76,60 @@ def apply(
         manifest = load_manifest(file)
 
     async def work(opened: Registry) -> Applied:
-        return await apply_manifest(opened.service, manifest, prune=prune, dry_run=dry_run)
+        await opened.check_keys(rehearsal=dry_run)
+        with _progress() as progress:
+            return await apply_manifest(opened.service, manifest, prune=prune, dry_run=dry_run, progress=progress)
 
-    applied = ask(registry, config, work, writing=True)
+    if dry_run and _is_missing(registry, config):
+        with explained(), _progress() as progress:
+            vault = Vault(KeyRing.from_environment())
+            applied = asyncio.run(rehearse_on_nothing(manifest, vault, progress=progress))
+    else:
+        applied = ask(registry, config, work, writing=not dry_run)
     if as_json:
         print_json({"dry_run": dry_run, "differences": applied.differences, "warnings": applied.warnings})
         return
-    for text in applied.warnings:
+    for text in applied.warnings[:MAX_WARNINGS]:
         warn(text)
+    if len(applied.warnings) > MAX_WARNINGS:
+        warn(f"{len(applied.warnings) - MAX_WARNINGS:,} more warnings; --json shows all")
     _print_differences(applied, dry_run=dry_run)
+
+
+def _is_missing(registry: str | None, config: Path | None) -> bool:
+    """Whether the registry is an SQLite file that a run would make."""
+    with explained():
+        location = parse_location(registry_url(registry, config))
+    return location.path is not None and not location.path.exists()
+
+
+class _Bar(Progress):
+    """Shows a person how far the work is."""
+
+    def __init__(self, shown: RichProgress) -> None:
+        self._shown = shown
+        self._task: TaskID | None = None
+
+    def begin(self, stage: Stage, total: int | None = None) -> None:
+        if self._task is not None:
+            self._shown.remove_task(self._task)
+        self._task = self._shown.add_task(stage.value, total=total)
+
+    def advance(self, pieces: int) -> None:
+        if self._task is not None:
+            self._shown.advance(self._task, pieces)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, which is gone at the end; nothing elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Progress()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=console, transient=True) as shown:
+        yield _Bar(shown)
 
 
 def export(
@@ -176,12 +239,21 @@ def _write(path: Path, text: str) -> None:
 
 def _print_differences(applied: Applied, *, dry_run: bool) -> None:
     console = results()
-    for difference in applied.differences:
-        sign, style = _STYLES[difference.action]
-        console.print(f"[{style}]{sign} {difference.kind} {escape(difference.name)}[/]", soft_wrap=True)
-        for one in difference.fields:
-            text = f"{one.before} -> {one.after}" if one.before else one.after
-            console.print(f"    {escape(one.key)}: {escape(text)}", soft_wrap=True)
+    if console.is_terminal:
+        for difference in applied.differences[:MAX_SHOWN]:
+            sign, style = _STYLES[difference.action]
+            head, *details = _lines(difference)
+            console.print(f"[{style}]{sign} {escape(head)}[/]", soft_wrap=True)
+            for line in details:
+                console.print(escape(line), soft_wrap=True)
+        if len(applied.differences) > MAX_SHOWN:
+            more = len(applied.differences) - MAX_SHOWN
+            console.print(f"... and {more:,} more; --json, or a pipe, shows all")
+    else:
+        # Tens of thousands of them are printed without a thought to colours, which would take longer than applying.
+        for difference in applied.differences:
+            head, *details = _lines(difference)
+            sys.stdout.write("\n".join((f"{_STYLES[difference.action][0]} {head}", *details, "")))
     counts = {action: sum(one.action is action for one in applied.differences) for action in Action}
     added, changed, removed = counts[Action.ADD], counts[Action.CHANGE], counts[Action.REMOVE]
     if not applied.differences:
@@ -190,3 +262,9 @@ def _print_differences(applied: Applied, *, dry_run: bool) -> None:
         console.print(f"{added} to add, {changed} to change, {removed} to remove.  Nothing was changed.")
     else:
         console.print(f"{added} added, {changed} changed, {removed} removed.")
+
+
+def _lines(difference: Difference) -> Iterator[str]:
+    yield f"{difference.kind} {difference.name}"
+    for one in difference.fields:
+        yield f"    {one.key}: {f'{one.before} -> {one.after}' if one.before else one.after}"

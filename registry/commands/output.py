@@ -21,7 +21,7 @@ from registry.contract import Address, Limits, RegistryUnavailable
 from registry.domain.names import format_address
 from registry.errors import Invalid, RegistryError
 from registry.location import SQLITE
-from registry.manifest.apply import shown
+from registry.manifest.differences import shown
 from registry.opening import Registry, open_registry
 from registry.secrets import KeyRing
 

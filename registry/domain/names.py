@@ -6,6 +6,7 @@ Source of the lengths: PostgreSQL documentation, "Identifiers and Key Words" (63
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -75,6 +76,10 @@ def check_identifier(field: str, name: str) -> str:
     """Return the name of a database, role or user as PostgreSQL takes it; raises Invalid."""
     if not name or "\0" in name or len(name.encode("utf-8", "surrogateescape")) > MAX_IDENTIFIER_BYTES:
         raise Invalid(field, f"{name!r} cannot be a {field.replace('_', ' ')}", "PostgreSQL allows 1 to 63 bytes")
+    if any(unicodedata.category(char) == "Cc" for char in name):
+        raise Invalid(
+            field, f"{name!r} has a control character", "leave out line breaks and the like: they are no part of names"
+        )
     return name
 
 

@@ -26,7 +26,6 @@ from registry.contract import (
 from registry.domain.logins import usual_spellings
 from registry.domain.models import LoginRecord, Server, Tenant
 from registry.domain.names import format_address
-from registry.operations import logins, servers, tenants
 from registry.service import RegistryService
 
 HEAD = (
@@ -37,13 +36,13 @@ HEAD = (
 
 async def export_manifest(service: RegistryService) -> str:
     """Write what the registry holds; applying that to it changes nothing.  Raises RegistryUnavailable."""
-    async with service.transaction(commit=False) as tx:
-        all_servers = await servers.all_servers(tx.connection)
-        all_tenants = await tenants.all_tenants(tx.connection)
-        all_logins = await logins.all_logins(tx.connection)
+    contents = await service.contents()
     document, variables = tomlkit.document(), _Variables()
     for line in HEAD:
         document.add(tomlkit.comment(line))
+    all_servers = [one.record for one in contents.servers.values()]
+    all_tenants = [one.record for one in contents.tenants.values()]
+    all_logins = [one.record for one in contents.logins.values()]
     by_slug = {tenant.slug: tenant for tenant in all_tenants}
     for kind, tables in (
         ("server", [_server(server, variables) for server in all_servers]),

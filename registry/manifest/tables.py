@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from registry.contract import Secret
 from registry.domain.models import KEEP, Keep
-from registry.errors import RegistryError
+from registry.errors import Invalid, RegistryError
 
 E = TypeVar("E", bound=StrEnum)
 
 MAX_FILE_BYTES: Final = 1_048_576
 _HEADER: Final = re.compile(r"\s*\[")
+_HEAD: Final = re.compile(r"\s*\[\[\s*(\w+)\s*\]\]")
 _REFER: Final = "refer to a secret by _env or _file"
 _NAME_FILE: Final = "name a small text file; the name is relative to the manifest's directory"
 _SHAPES: Final = {
@@ -34,7 +37,7 @@ class ManifestError(RegistryError):
     """A manifest cannot be applied; the message begins with file and line."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """A manifest's text and what its references mean: files relative to `directory`, variables of `environment`."""
 
@@ -42,6 +45,22 @@ class Source:
     text: str = field(repr=False)
     directory: Path
     environment: Mapping[str, str] = field(repr=False)
+
+    @cached_property
+    def blocks(self) -> Mapping[str, Sequence[Sequence[tuple[int, str]]]]:
+        """The numbered lines of each `[[kind]]`, by kind and in their order; the first one is the head."""
+        found: dict[str, list[list[tuple[int, str]]]] = {}
+        present, kind = None, ""
+        for number, text in enumerate(self.text.splitlines(), start=1):
+            head = _HEAD.match(text)
+            if head is not None:
+                kind, present = head[1], [(number, text)]
+                found.setdefault(kind, []).append(present)
+            elif _HEADER.match(text) and kind not in text:
+                present = None
+            elif present is not None:
+                present.append((number, text))
+        return found
 
     def error(self, line: int | None, message: str, hint: str) -> ManifestError:
         """An error that names the place."""
@@ -78,18 +97,16 @@ class Table:
 
     def line(self, key: str | None) -> int | None:
         """The line of a key, else that of the table's head."""
-        head = re.compile(rf"\s*\[\[\s*{self.kind}\s*\]\]")
-        wanted = None if key is None else re.compile(rf"\s*['\"]?{re.escape(key)}['\"]?\s*=")
-        found, count = None, -1
-        for number, text in enumerate(self.source.text.splitlines(), start=1):
-            if head.match(text):
-                count += 1
-                found = number if count == self._number else found
-            elif count == self._number and wanted is not None and wanted.match(text):
-                return number
-            elif count > self._number or (count == self._number and _HEADER.match(text) and self.kind not in text):
-                break
-        return found
+        blocks = self.source.blocks.get(self.kind, ())
+        if self._number >= len(blocks):
+            return None
+        block = blocks[self._number]
+        if key is not None:
+            wanted = re.compile(rf"\s*['\"]?{re.escape(key)}['\"]?\s*=")
+            for number, text in block:
+                if wanted.match(text):
+                    return number
+        return block[0][0]
 
     def has(self, key: str) -> bool:
         self._known.add(key)
@@ -206,7 +223,7 @@ class Table:
             raise self.error(key, f"{text!r} is no {key}", f"one of: {', '.join(choices)}") from None
 
 
-def settled(spec: SecretSpec, table: Table, *, present: bool, rehearsal: bool) -> Secret | Keep | None:
+def wanted_secret(spec: SecretSpec, table: Table, *, present: bool, rehearsal: bool) -> Secret | Keep | None:
     """What to do about a secret: one whose variable is not set stays, with a warning, where there is one.
 
     Raises ManifestError where there is none; a rehearsal goes on with a stand-in.
@@ -223,3 +240,16 @@ def settled(spec: SecretSpec, table: Table, *, present: bool, rehearsal: bool) -
         table.warnings.append(f"{unset}, which applying needs")
         return Secret(spec.variable)
     raise unset
+
+
+@contextmanager
+def blamed(table: Table) -> Iterator[None]:
+    """Name the file and line of what the registry refuses."""
+    try:
+        yield
+    except ManifestError:
+        raise
+    except Invalid as error:
+        raise table.error(error.field, error.message, error.hint) from None
+    except RegistryError as error:
+        raise table.error(None, error.message, error.hint) from None

@@ -47,6 +47,11 @@ async def mock_secret(database: Database, vault: Vault, *, random: Callable[[int
         return secret
 
 
+async def check_mock_secret(database: Database, vault: Vault) -> None:
+    """Raise SecretError where the key ring does not open that secret; where there is none, none is made."""
+    _opened(vault, await database.fetch(_STORED))
+
+
 async def check_secrets(database: Database, vault: Vault) -> None:
     """Try the key ring on the registry's secrets; raises SecretError, naming the secret, where it does not fit them.
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry.contract import AuthMethod, ChangeKind, Secret
-from registry.domain.logins import LoginOutcome, change_login
+from registry.domain.logins import change_login
 from registry.domain.models import KEEP, Keep, LoginChange, LoginRecord, Tenant
 from registry.errors import Conflict, Invalid, NotFound
 from registry.operations.tenants import get_tenant
+from registry.secrets import Vault
 from registry.store.rows import login_of, login_values, secret_context
+from registry.store.sealing import Sealed, reseal_row
 from registry.store.tables import login_md5, logins, tenants
 from registry.store.transaction import Transaction
 from registry.verifiers import SALT_SIZE, build_verifier, check_password, check_verifier, fits, md5_hash
@@ -64,18 +67,18 @@ async def add_login(tx: Transaction, user: str, tenant: str | None, change: Logi
         tenant=None if owner is None else owner.slug,
         verifier="",
     )
-    outcome = _outcome(tx, new, owner, change)
-    values = login_values(replace(outcome.login, role_user=None))
+    verifier = find_verifier(new, change, tx.random)
+    values = login_values(change_login(new, change, verifier=verifier, tenant=owner).login)
     inserted = sa.insert(logins).values(values).returning(logins.c.id)
     new = replace(new, login_id=(await tx.connection.execute(inserted)).scalar_one())
-    return await _write(tx, new, outcome, change)
+    return await _write(tx, new, owner, change, verifier)
 
 
 async def set_login(tx: Transaction, user: str, tenant: str | None, change: LoginChange) -> LoginRecord:
     """Change a login; the password that it has already makes no new version.  Raises NotFound, Invalid."""
     before = await get_login(tx.connection, user, tenant)
     owner = None if tenant is None else await get_tenant(tx.connection, tenant)
-    return await _write(tx, before, _outcome(tx, before, owner, change), change)
+    return await _write(tx, before, owner, change, find_verifier(before, change, tx.random))
 
 
 async def remove_login(tx: Transaction, user: str, tenant: str | None) -> LoginRecord:
@@ -86,11 +89,8 @@ async def remove_login(tx: Transaction, user: str, tenant: str | None) -> LoginR
     return login
 
 
-def _outcome(tx: Transaction, before: LoginRecord, owner: Tenant | None, change: LoginChange) -> LoginOutcome:
-    return change_login(before, change, verifier=_verifier(tx, before, change), tenant=owner)
-
-
-def _verifier(tx: Transaction, before: LoginRecord, change: LoginChange) -> str:
+def find_verifier(before: LoginRecord, change: LoginChange, random: Callable[[int], bytes]) -> str:
+    """Return the verifier that a login has after a change; raises Invalid.  A password takes some 1 ms."""
     password = None if change.password is KEEP else check_password(change.password.reveal())
     if change.verifier is not KEEP:
         verifier = check_verifier(change.verifier)
@@ -100,51 +100,78 @@ def _verifier(tx: Transaction, before: LoginRecord, change: LoginChange) -> str:
     if password is None:
         if not before.verifier and change.methods == CERT_ONLY:
             # Nobody knows this password: without its certificate, the login looks like any whose password is wrong.
-            return build_verifier(tx.random(KEY_SIZE).hex(), tx.random(SALT_SIZE))
+            return build_verifier(random(KEY_SIZE).hex(), random(SALT_SIZE))
         if not before.verifier:
             raise Invalid("password", f"login {before.user!r} has no password", "give a password or a verifier")
         return before.verifier
     if before.verifier and fits(password, before.verifier):
         return before.verifier
-    return build_verifier(password, tx.random(SALT_SIZE))
+    return build_verifier(password, random(SALT_SIZE))
 
 
-async def _write(tx: Transaction, before: LoginRecord, outcome: LoginOutcome, change: LoginChange) -> LoginRecord:
-    sealed_before = (
-        await tx.connection.execute(sa.select(logins.c.role_password).where(logins.c.id == before.login_id))
-    ).scalar_one()
-    context = secret_context(TABLE, before.login_id, "role_password")
-    sealed, _ = tx.reseal(change.role_password, sealed_before, context)
-    after = replace(outcome.login, login_id=before.login_id)
-    if after == before and sealed == sealed_before and not outcome.md5_stale:
-        return before
-    values = {**login_values(after), "role_password": sealed}
-    await tx.connection.execute(sa.update(logins).where(logins.c.id == after.login_id).values(values))
-    if outcome.md5_stale or not after.md5_spellings:
-        await _replace_md5(tx, after, change.password)
-    tx.changed(ChangeKind.LOGIN, after.tenant_id)
-    return after
+@dataclass(frozen=True, slots=True)
+class ResolvedLogin:
+    """A login after a change; `md5`: its sealed hashes by spelling, None where they stay as they are."""
+
+    login: LoginRecord
+    sealed: Sealed
+    md5: Mapping[str, bytes | None] | None
 
 
-async def _replace_md5(tx: Transaction, login: LoginRecord, password: Secret | Keep) -> None:
-    if login.md5_spellings and isinstance(password, Keep):
+def resolve_login(
+    vault: Vault,
+    before: LoginRecord,
+    present: Mapping[str, bytes | None],
+    change: LoginChange,
+    *,
+    verifier: str,
+    owner: Tenant | None,
+) -> ResolvedLogin:
+    """Apply a change to a login whose sealed secrets are `present`; raises Invalid, SecretError.
+
+    `verifier` is what `find_verifier` has found.
+    """
+    outcome = change_login(before, change, verifier=verifier, tenant=owner)
+    sealed = reseal_row(vault, TABLE, before.login_id, {"role_password": change.role_password}, present)
+    md5: Mapping[str, bytes | None] | None = None
+    if outcome.md5_stale:
+        md5 = _md5_hashes(vault, outcome.login, change.password)
+    elif before.md5_spellings and not outcome.login.md5_spellings:
+        md5 = {}
+    return ResolvedLogin(outcome.login, sealed, md5)
+
+
+def _md5_hashes(vault: Vault, login: LoginRecord, password: Secret | Keep) -> dict[str, bytes | None]:
+    if isinstance(password, Keep):
         raise Invalid(
             "methods",
             f"md5 for login {login.user!r} needs its password, once",
             "give the password, or leave md5 out of the methods",
         )
-    await tx.connection.execute(sa.delete(login_md5).where(login_md5.c.login_id == login.login_id))
-    rows = [
-        {
-            "login_id": login.login_id,
-            "spelling": spelling,
-            "hash": tx.vault.seal(Secret(md5_hash(password.reveal(), spelling)), md5_context(login.login_id, spelling)),
-        }
+    return {
+        spelling: vault.seal(Secret(md5_hash(password.reveal(), spelling)), md5_context(login.login_id, spelling))
         for spelling in login.md5_spellings
-        if not isinstance(password, Keep)
-    ]
-    if rows:
-        await tx.connection.execute(sa.insert(login_md5), rows)
+    }
+
+
+async def _write(
+    tx: Transaction, before: LoginRecord, owner: Tenant | None, change: LoginChange, verifier: str
+) -> LoginRecord:
+    stored = sa.select(logins.c.role_password).where(logins.c.id == before.login_id)
+    present = {"role_password": (await tx.connection.execute(stored)).scalar_one()}
+    resolved = resolve_login(tx.vault, before, present, change, verifier=verifier, owner=owner)
+    after = resolved.login
+    if after == before and resolved.sealed.columns == present and resolved.md5 is None:
+        return before
+    values = {**login_values(after), **resolved.sealed.columns}
+    await tx.connection.execute(sa.update(logins).where(logins.c.id == after.login_id).values(values))
+    if resolved.md5 is not None:
+        await tx.connection.execute(sa.delete(login_md5).where(login_md5.c.login_id == after.login_id))
+        rows = [{"login_id": after.login_id, "spelling": one, "hash": value} for one, value in resolved.md5.items()]
+        if rows:
+            await tx.connection.execute(sa.insert(login_md5), rows)
+    tx.changed(ChangeKind.LOGIN, after.tenant_id)
+    return after
 
 
 def md5_context(login_id: int, spelling: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -16,12 +17,21 @@ from registry.domain.servers import change_server, check_removal
 from registry.errors import Conflict, NotFound
 from registry.secrets import Vault
 from registry.store.rows import secret_context, server_of, server_values
+from registry.store.sealing import Sealed, reseal_row
 from registry.store.tables import servers, tenants
 from registry.store.transaction import Transaction
 
-TABLE = "servers"
+TABLE: Final = "servers"
 DEFAULT_AUTH_DATABASE: Final = "postgres"
 SECRETS: Final = ("admin_password", "role_password", "auth_password", "tls_key")
+
+
+class Outdated(Enum):
+    """Which tenants of a server need new backends after a change of it."""
+
+    NOBODY = "nobody"
+    USERS_OF_DEFAULT_ROLE = "users of the default role"
+    EVERYBODY = "everybody"
 
 
 async def all_servers(connection: AsyncConnection) -> list[Server]:
@@ -107,47 +117,61 @@ def auth_query_of(row: Any, open_secret: Callable[[bytes | None, str], Secret | 
     return AuthQuery(Credentials(row.auth_user, password), database, query)
 
 
-async def _write(tx: Transaction, before: Server, row: Any, change: ServerChange) -> Server:
-    # A first pass without looking at secrets, so that nothing invalid is inserted.
-    outcome = change_server(before, change, role_password_changed=False)
-    if row is None:
-        inserted = sa.insert(servers).values(server_values(outcome.server)).returning(servers.c.id)
-        before = replace(outcome.server, server_id=(await tx.connection.execute(inserted)).scalar_one())
-    server_id = before.server_id
-    sealed = dict.fromkeys(SECRETS) if row is None else row._mapping
-    admin, admin_changed = tx.reseal(
-        change.admin_password, sealed["admin_password"], secret_context(TABLE, server_id, "admin_password")
-    )
-    role, role_changed = tx.reseal(
-        change.role_password, sealed["role_password"], secret_context(TABLE, server_id, "role_password")
-    )
-    auth, auth_changed = tx.reseal(
-        change.auth_password, sealed["auth_password"], secret_context(TABLE, server_id, "auth_password")
-    )
-    key_context = secret_context(TABLE, server_id, "tls_key")
-    key, key_changed = tx.reseal(change.tls_key, sealed["tls_key"], key_context)
-    outcome = change_server(before, change, role_password_changed=role_changed)
-    after = outcome.server
-    if row is not None and after == before and not (admin_changed or role_changed or auth_changed or key_changed):
-        return before
-    if after.tls_cert is not None and (row is None or key_changed or after.tls_cert != before.tls_cert):
-        opened = tx.vault.open(key, key_context)
+@dataclass(frozen=True, slots=True)
+class ResolvedServer:
+    """A server after a change, with its sealed secrets, and whose backends the change makes obsolete."""
+
+    server: Server
+    sealed: Sealed
+    outdated: Outdated
+
+
+def resolve_server(
+    vault: Vault, before: Server, present: Mapping[str, bytes | None], change: ServerChange, *, is_new: bool
+) -> ResolvedServer:
+    """Apply a change to a server whose sealed secrets are `present`; raises Invalid, SecretError."""
+    # A first pass without looking at secrets, so that nothing invalid is sealed.
+    change_server(before, change, role_password_changed=False)
+    wanted = {column: getattr(change, column) for column in SECRETS}
+    sealed = reseal_row(vault, TABLE, before.server_id, wanted, present)
+    outcome = change_server(before, change, role_password_changed="role_password" in sealed.replaced)
+    key_changed = "tls_key" in sealed.replaced
+    certificate = outcome.server.tls_cert
+    if certificate is not None and (is_new or key_changed or certificate != before.tls_cert):
+        opened = vault.open(sealed.columns["tls_key"], secret_context(TABLE, before.server_id, "tls_key"))
         assert opened is not None, "a certificate has a key"
-        check_pair(after.tls_cert, opened)
-    secrets = {"admin_password": admin, "role_password": role, "auth_password": auth, "tls_key": key}
-    values = {**server_values(after), **secrets}
-    await tx.connection.execute(sa.update(servers).where(servers.c.id == server_id).values(values))
-    moved = outcome.moved or key_changed
-    if row is not None and (moved or outcome.role_changed):
-        await _outdate(tx, server_id, all_roles=moved)
-    tx.changed(ChangeKind.SERVER, server_id)
+        check_pair(certificate, opened)
+    outdated = Outdated.NOBODY
+    if not is_new and (outcome.moved or key_changed):
+        outdated = Outdated.EVERYBODY
+    elif not is_new and outcome.role_changed:
+        outdated = Outdated.USERS_OF_DEFAULT_ROLE
+    return ResolvedServer(outcome.server, sealed, outdated)
+
+
+async def _write(tx: Transaction, before: Server, row: Any, change: ServerChange) -> Server:
+    is_new = row is None
+    if is_new:
+        server = change_server(before, change, role_password_changed=False).server
+        inserted = sa.insert(servers).values(server_values(server)).returning(servers.c.id)
+        before = replace(server, server_id=(await tx.connection.execute(inserted)).scalar_one())
+    present = {column: None if is_new else row._mapping[column] for column in SECRETS}
+    resolved = resolve_server(tx.vault, before, present, change, is_new=is_new)
+    after = resolved.server
+    if not is_new and after == before and resolved.sealed.columns == present:
+        return before
+    values = {**server_values(after), **resolved.sealed.columns}
+    await tx.connection.execute(sa.update(servers).where(servers.c.id == after.server_id).values(values))
+    if resolved.outdated is not Outdated.NOBODY:
+        await _outdate(tx, after.server_id, resolved.outdated)
+    tx.changed(ChangeKind.SERVER, after.server_id)
     return after
 
 
-async def _outdate(tx: Transaction, server_id: int, *, all_roles: bool) -> None:
+async def _outdate(tx: Transaction, server_id: int, outdated: Outdated) -> None:
     """Begin a new generation of the tenants here, or of those that use the server's default role."""
     concerned = tenants.c.server_id == server_id
-    if not all_roles:
+    if outdated is Outdated.USERS_OF_DEFAULT_ROLE:
         concerned = sa.and_(concerned, tenants.c.role_user.is_(None))
     await tx.connection.execute(sa.update(tenants).where(concerned).values(generation=tenants.c.generation + 1))
 

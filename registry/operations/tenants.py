@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,7 +16,9 @@ from registry.domain.servers import Placement, check_placement
 from registry.domain.tenants import change_tenant, check_removal, resumed, suspended
 from registry.errors import Conflict, NotFound
 from registry.operations.servers import get_server
-from registry.store.rows import secret_context, tenant_of, tenant_values
+from registry.secrets import Vault
+from registry.store.rows import tenant_of, tenant_values
+from registry.store.sealing import Sealed, reseal_row
 from registry.store.tables import logins, servers, tenant_names, tenants
 from registry.store.transaction import Transaction
 
@@ -98,6 +100,25 @@ async def remove_tenant(tx: Transaction, name: str) -> Tenant:
     return tenant
 
 
+def resolve_tenant(
+    vault: Vault,
+    before: Tenant,
+    present: Mapping[str, bytes | None],
+    change: TenantChange,
+    *,
+    server_id: int | None,
+    is_new: bool,
+) -> tuple[Tenant, Sealed]:
+    """Apply a change to a tenant whose sealed secrets are `present`; raises Invalid, Conflict, SecretError.
+
+    `server_id` is that of the server asked for, or of the one it has.
+    """
+    wanted = {"role_password": change.role_password}
+    sealed = reseal_row(vault, TABLE, before.tenant_id, wanted, present)
+    after = change_tenant(before, change, server_id=server_id, password_changed=bool(sealed.replaced))
+    return replace(after, generation=1) if is_new else after, sealed
+
+
 async def _write(
     tx: Transaction,
     before: Tenant,
@@ -106,18 +127,13 @@ async def _write(
     *,
     is_new: bool = False,
 ) -> Tenant:
-    sealed_before = (
-        await tx.connection.execute(sa.select(tenants.c.role_password).where(tenants.c.id == before.tenant_id))
-    ).scalar_one()
-    context = secret_context(TABLE, before.tenant_id, "role_password")
-    sealed, password_changed = tx.reseal(change.role_password, sealed_before, context)
+    stored = sa.select(tenants.c.role_password).where(tenants.c.id == before.tenant_id)
+    present = {"role_password": (await tx.connection.execute(stored)).scalar_one()}
     server_id = await _server_id(tx, before, change, placement)
-    after = change_tenant(before, change, server_id=server_id, password_changed=password_changed)
-    if is_new:
-        after = replace(after, generation=1)
-    if after == before and sealed == sealed_before and not is_new:
+    after, sealed = resolve_tenant(tx.vault, before, present, change, server_id=server_id, is_new=is_new)
+    if after == before and sealed.columns == present and not is_new:
         return before
-    values = {**tenant_values(after), "role_password": sealed}
+    values = {**tenant_values(after), **sealed.columns}
     await tx.connection.execute(sa.update(tenants).where(tenants.c.id == after.tenant_id).values(values))
     if after.aliases != before.aliases:
         await _rename(tx, after)

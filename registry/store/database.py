@@ -94,6 +94,10 @@ class Database(ABC):
         """Tell those who listen of this version once the transaction has committed."""
 
     @abstractmethod
+    async def new_ids(self, connection: AsyncConnection, table: str, count: int) -> list[int]:
+        """Ids that no row of a table has had; in SQLite they are only good until the registry's version changes."""
+
+    @abstractmethod
     def watching(self) -> AbstractAsyncContextManager[Watch]:
         """Begin to watch, until the end of the context."""
 

@@ -76,6 +76,10 @@ class PostgresDatabase(Database):
     async def announce(self, connection: AsyncConnection, version: int) -> None:
         await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, str(version))))
 
+    async def new_ids(self, connection: AsyncConnection, table: str, count: int) -> list[int]:
+        statement = sa.text("SELECT nextval(pg_get_serial_sequence(:table, 'id')) FROM generate_series(1, :count)")
+        return [int(row[0]) for row in await connection.execute(statement, {"table": table, "count": count})]
+
     async def look_after_pools(self) -> None:
         """A connection to a server that went away says so when it is used."""
 

@@ -94,6 +94,13 @@ class SqliteDatabase(Database):
     async def announce(self, connection: AsyncConnection, version: int) -> None:
         """The file's data_version tells."""
 
+    async def new_ids(self, connection: AsyncConnection, table: str, count: int) -> list[int]:
+        newest = await connection.execute(
+            sa.text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": table}
+        )
+        above = 1 + int(newest.scalar_one_or_none() or 0)
+        return list(range(above, above + count))
+
     async def look_after_pools(self) -> None:
         # An open file stays readable when another one has taken its place, as a restored backup does.
         present = _identity(self.path)

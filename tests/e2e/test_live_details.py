@@ -77,7 +77,7 @@ def changes(world: World, tenant: TenantUnderTest) -> int:
 
 
 async def version(service: RegistryService) -> int:
-    async with service.transaction(commit=False) as tx:
+    async with service.transaction() as tx:
         return int((await tx.connection.execute(sa.select(clock.c.v))).scalar_one())
 
 

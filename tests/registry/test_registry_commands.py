@@ -394,3 +394,28 @@ def test_a_login_is_allowed_to_replicate_and_a_tenant_gets_time_limits(filled: R
     limits = answer(filled, "tenant", "show", "acme")["limits"]
     assert (limits["query_timeout"], limits["idle_transaction_timeout"], limits["pool_size"]) == (2.5, 60.0, 4)
     assert "cannot be switched off" in filled("tenant", "set", "acme", "--limit", "login_timeout=0", status=2).stderr
+
+
+def test_a_dry_run_makes_no_registry_and_says_what_there_would_be(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text('[[server]]\nname = "eu1"\nhost = "10.0.0.1"\n')
+    rehearsed = run("registry", "apply", "m.toml", "--dry-run").stdout
+    assert "+ server eu1" in rehearsed
+    assert "1 to add, 0 to change, 0 to remove.  Nothing was changed." in rehearsed
+    assert not (tmp_path / "registry.db").exists()
+
+
+def test_a_dry_run_refuses_keys_that_are_not_the_registrys(
+    filled: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "m.toml").write_text('[[server]]\nname = "eu2"\nhost = "10.0.0.2"\n')
+    monkeypatch.setenv("PGTENANT_ENCRYPTION_KEYS", generate_key("other"))
+    for options in ((), ("--dry-run",)):
+        assert "key 'k1'" in filled("registry", "apply", "m.toml", *options, status=1).stderr
+
+
+def test_of_many_warnings_a_terminal_is_told_the_first_ones(run: Run, tmp_path: Path) -> None:
+    logins = [f'[[login]]\nuser = "u{number}"\nall_tenants = true\npassword = "x"\n' for number in range(30)]
+    (tmp_path / "m.toml").write_text("\n".join(logins))
+    told = run("registry", "apply", "m.toml").stderr
+    assert told.count("stands in the file") == 20
+    assert "10 more warnings; --json shows all" in told

@@ -79,7 +79,7 @@ def test_keys_do_not_show_themselves() -> None:
 
 
 async def test_the_database_holds_no_secret_in_the_clear(registry: Registry, acme: int) -> None:
-    async with registry.service.transaction(commit=False) as tx:
+    async with registry.service.transaction() as tx:
         stored = (await tx.connection.execute(sa.select(servers.c.role_password))).scalar_one()
     assert b"of the server" not in stored
 
