@@ -6,35 +6,26 @@ first in it and is joined to what was found, or to nothing.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import ip_network
 from typing import Any
 
 import sqlalchemy as sa
 
 from registry.contract import (
-    Credentials,
     Login,
     Lookup,
     RegistryUnavailable,
     Route,
     RouteChange,
-    Secret,
-    ServerInfo,
 )
-from registry.errors import RegistryError, SecretError
+from registry.decoding import Decoder, EvenWork
+from registry.errors import RegistryError
 from registry.feed import follow
 from registry.operations import keys
-from registry.operations.logins import md5_context
-from registry.operations.servers import auth_query_of
 from registry.secrets import Vault
 from registry.store.database import Database
-from registry.store.rows import login_of, secret_context, server_info, server_of, tenant_of
 from registry.store.tables import clock, login_md5, logins, servers, tenant_names, tenants
-
-log = logging.getLogger(__name__)
 
 AT_MOST = 2
 """How many rows are enough to see that a name is ambiguous."""
@@ -48,6 +39,9 @@ class StoredReader:
         self._vault = vault
         self._interval = interval
         self._mock_secret: bytes | None = None
+        decoder, quiet = Decoder(vault), Decoder(vault, lambda _error: None)
+        self._route_work = EvenWork(decoder.route, quiet.route)
+        self._login_work = EvenWork(decoder.login, quiet.login)
 
     async def route_by_name(self, name: str) -> Lookup[Route | None]:
         named = sa.select(tenant_names.c.tenant_id).where(tenant_names.c.name == name).scalar_subquery()
@@ -118,35 +112,7 @@ class StoredReader:
         )
         with _only_unavailable():
             rows = await self._database.fetch(statement)
-        found = _grouped(rows, tenants)
-        return Lookup(rows[0].v, tuple(self._route(several) for several in found))
-
-    def _route(self, rows: list[sa.Row[Any]]) -> Route:
-        server_row = _Part(rows[0], servers)
-        aliases = [row._mapping[tenant_names.c.name] for row in rows if row._mapping[tenant_names.c.is_slug] is False]
-        tenant = tenant_of(_Part(rows[0], tenants), server_row.name, aliases)
-        server = None if server_row.id is None else self._server(server_row)
-        return Route(
-            tenant_id=tenant.tenant_id,
-            slug=tenant.slug,
-            state=tenant.state,
-            server=server,
-            database_name=tenant.database_name,
-            role=self._role(_Part(rows[0], tenants)) or (self._role(server_row) if server is not None else None),
-            generation=tenant.generation,
-            aliases=tenant.aliases,
-            pool_mode=tenant.pool_mode,
-            reset=tenant.reset,
-            session_state=tenant.session_state,
-            limits=tenant.limits,
-            verifiers=tenant.verifiers,
-            networks=tuple(ip_network(network) for network in tenant.networks),
-        )
-
-    def _server(self, part: _Part) -> ServerInfo:
-        record = server_of(part)
-        key = self._open(part.tls_key, secret_context(servers.name, part.id, "tls_key"))
-        return server_info(record, auth_query_of(part, self._open), key)
+        return Lookup(rows[0].v, self._route_work(_grouped(rows, tenants)))
 
     async def _logins(self, condition: sa.ColumnElement[bool], text: str) -> Lookup[Sequence[Login]]:
         if not _is_storable(text):
@@ -159,55 +125,7 @@ class StoredReader:
         )
         with _only_unavailable():
             rows = await self._database.fetch(statement)
-        return Lookup(rows[0].v, tuple(self._login(several) for several in _grouped(rows, logins)))
-
-    def _login(self, rows: list[sa.Row[Any]]) -> Login:
-        part = _Part(rows[0], logins)
-        record = login_of(part, None, ())
-        hashes = []
-        for row in rows:
-            spelling = row._mapping[login_md5.c.spelling]
-            if spelling is not None:
-                context = md5_context(record.login_id, spelling)
-                stored = self._open(row._mapping[login_md5.c.hash], context)
-                if stored is not None:
-                    hashes.append((spelling, stored))
-        return Login(
-            login_id=record.login_id,
-            user=record.user,
-            tenant_id=record.tenant_id,
-            verifier=record.verifier,
-            methods=record.methods,
-            certificate=record.certificate,
-            md5=tuple(sorted(hashes, key=lambda pair: pair[0])),
-            role=self._role(part),
-            replication=record.replication,
-        )
-
-    def _role(self, part: _Part) -> Credentials | None:
-        if part.role_user is None:
-            return None
-        context = secret_context(part.table.name, part.id, "role_password")
-        return Credentials(part.role_user, self._open(part.role_password, context))
-
-    def _open(self, sealed: bytes | None, context: str) -> Secret | None:
-        """Open a secret; one that cannot be opened counts as missing, which harms nobody but its tenant."""
-        try:
-            return self._vault.open(sealed, context)
-        except SecretError as error:
-            log.error("%s (%s)", error.message, error.hint)
-            return None
-
-
-class _Part:
-    """The columns of one table in a row that joins several."""
-
-    def __init__(self, row: sa.Row[Any], table: sa.Table) -> None:
-        self.table = table
-        self._mapping = row._mapping
-
-    def __getattr__(self, name: str) -> Any:
-        return self._mapping[self.table.c[name]]
+        return Lookup(rows[0].v, self._login_work(_grouped(rows, logins)))
 
 
 def _grouped(rows: Sequence[sa.Row[Any]], table: sa.Table) -> list[list[sa.Row[Any]]]:

@@ -2,6 +2,10 @@
 
 Only that: who comes from elsewhere notices nothing, and who shares the address with somebody that guesses another login
 waits for a moment at most.
+
+A login is guessed at under many spellings of its tenant, one for all tenants under any.  Which spellings mean the same
+login is not told by what waits together, as that would tell which logins there are: so each spelling counts by itself,
+and with the user name how many of them have failed.
 """
 
 from __future__ import annotations
@@ -21,11 +25,20 @@ FREE: Final = 3
 FREE_OF_SITE: Final = 20
 """Failures that all logins of a tenant may have together from one address."""
 
+MOST_SPELLINGS: Final = 16
+"""Spellings of the tenant that are kept of a user name; more would make nobody wait longer."""
+
+FAMILIAR: Final = 86_400.0
+"""Seconds for which a login that has succeeded from an address is familiar there."""
+
 MAX_NAME_CHARS: Final = 64
 """Longest name that is kept as it is, which is longer than any that exists; of others only a hash is."""
 
 Site: TypeAlias = tuple[str, str]
 """The tenant as it was spelled, and the address."""
+
+Stem: TypeAlias = tuple[str, str]
+"""What all spellings of a user name have in common, and the address."""
 
 _SITE_BITS: Final = 64
 _MOST_DOUBLINGS: Final = 32
@@ -36,20 +49,28 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What failures are counted by: tenant and user as they were spelled, and the address; make it with `of`."""
+    """What failures are counted by: tenant and user as they were spelled, and the address; make it with `of`.
+
+    `name` is the user name without all that may be a tenant's, the same however user and tenant are spelled.
+    """
 
     tenant: str
     address: str
     user: str
+    name: str
 
     @classmethod
-    def of(cls, tenant: str, address: str, user: str) -> Attempt:
+    def of(cls, tenant: str, address: str, user: str, name: str) -> Attempt:
         """An attempt that takes little memory, however long the names are that a stranger has sent."""
-        return cls(_short(tenant), neighbourhood(address), _short(user))
+        return cls(_short(tenant), neighbourhood(address), _short(user), _short(name))
 
     @property
     def site(self) -> Site:
         return self.tenant, self.address
+
+    @property
+    def stem(self) -> Stem:
+        return self.name, self.address
 
 
 @dataclass(slots=True)
@@ -64,17 +85,18 @@ class _SiteFailures(_Failures):
 
 
 class Slowdown:
-    """The failures of the `limit` logins, and of as many tenants and addresses, that last had one.
+    """The failures of the `limit` logins, and of as many tenants, names and addresses, that last had one.
 
     After `FREE` failures an attempt on that login waits `first` seconds, and twice as long after each further one, up
     to `most`.  A success of that very login forgives its failures, and so do `forget` seconds without one.
 
-    After `FREE_OF_SITE` failures over all logins of a tenant from one address its attempts are let through `first`
-    seconds apart, whatever login they name, though none waits longer than `most`.  Logins that have succeeded from
-    there within `forget` seconds are spared, and no success forgives these: who has one login cannot guess others the
-    faster for it.
+    So do the attempts with one user name, by the number of spellings that have failed with it, but together: that long
+    after the last of them that has failed.  After `FREE_OF_SITE` failures over all logins of a tenant from one address
+    its attempts are let through `first` seconds apart, whatever login they name, though none waits longer than `most`.
+    Spared from both are logins that are familiar, because they have succeeded from there within `FAMILIAR` seconds; and
+    no success of others forgives: who has one login cannot guess others the faster for it.
 
-    `first` 0 switches it all off.
+    `first` 0 switches it all off, except that it is still known who is familiar.
     """
 
     def __init__(self, *, first: float, most: float, forget: float, limit: int = MAX_ENTRIES) -> None:
@@ -83,6 +105,7 @@ class Slowdown:
         self._forget = forget
         self._limit = limit
         self._failures: OrderedDict[Attempt, _Failures] = OrderedDict()
+        self._spellings: OrderedDict[Stem, OrderedDict[tuple[str, str], float]] = OrderedDict()
         self._sites: OrderedDict[Site, _SiteFailures] = OrderedDict()
         self._familiar: OrderedDict[Attempt, float] = OrderedDict()
 
@@ -92,18 +115,31 @@ class Slowdown:
         The caller lets attempts on one login wait one after the other, and asks anew for each when its turn has come.
         """
         failures = self._failures.get(attempt)
-        if failures is None or self._is_over(failures, now) or failures.count < FREE:
+        return 0.0 if failures is None or self._is_over(failures, now) else self._after(failures.count)
+
+    def delay_of_name(self, attempt: Attempt, now: float) -> float:
+        """Seconds that an attempt has to wait because its user name has failed under many spellings; as `delay`.
+
+        Counted from the name's last failure: who has waited for his own does not wait twice.
+        """
+        spellings = self._spellings.get(attempt.stem)
+        if not spellings or self.is_familiar(attempt, now):
             return 0.0
-        doublings = min(failures.count - FREE, _MOST_DOUBLINGS)
-        return min(self._most, self._first * 2.0**doublings)
+        latest = max(spellings.values())
+        return max(0.0, latest + self._after(sum(now < last + self._forget for last in spellings.values())) - now)
 
     def reserve(self, attempt: Attempt, now: float) -> float:
         """Seconds until an attempt's turn among all those of its tenant and address, which is its own from now on."""
         site = self._sites.get(attempt.site)
-        if site is None or self._is_over(site, now) or site.count < FREE_OF_SITE or self._is_familiar(attempt, now):
+        if site is None or self._is_over(site, now) or site.count < FREE_OF_SITE or self.is_familiar(attempt, now):
             return 0.0
         site.due = min(max(site.due, now) + self._first, now + self._most)
         return site.due - now
+
+    def is_familiar(self, attempt: Attempt, now: float) -> bool:
+        """Whether this login has succeeded from there lately."""
+        since = self._familiar.get(attempt)
+        return since is not None and now < since + FAMILIAR
 
     def failed(self, attempt: Attempt, now: float) -> None:
         """Count a failure."""
@@ -120,22 +156,33 @@ class Slowdown:
             failures.last = now
         _put(self._failures, attempt, own, self._limit)
         _put(self._sites, attempt.site, site, self._limit)
+        spellings = self._spellings.get(attempt.stem) or OrderedDict()
+        _put(spellings, (attempt.tenant, attempt.user), now, MOST_SPELLINGS)
+        _put(self._spellings, attempt.stem, spellings, self._limit)
 
-    def succeeded(self, attempt: Attempt, now: float) -> None:
+    def succeeded(self, attempt: Attempt) -> None:
         """Forgive the login's own failures."""
-        if self._first:
-            self._failures.pop(attempt, None)
-            _put(self._familiar, attempt, now, self._limit)
+        self._failures.pop(attempt, None)
+        spellings = self._spellings.get(attempt.stem)
+        if spellings is not None:
+            spellings.pop((attempt.tenant, attempt.user), None)
+            if not spellings:
+                del self._spellings[attempt.stem]
+
+    def admitted(self, attempt: Attempt, now: float) -> None:
+        """Make a login familiar there: it has proved itself, by whatever method."""
+        _put(self._familiar, attempt, now, self._limit)
 
     def __len__(self) -> int:
-        return len(self._failures) + len(self._sites) + len(self._familiar)
+        return len(self._failures) + len(self._spellings) + len(self._sites) + len(self._familiar)
+
+    def _after(self, count: int) -> float:
+        if count < FREE:
+            return 0.0
+        return min(self._most, self._first * 2.0 ** min(count - FREE, _MOST_DOUBLINGS))
 
     def _is_over(self, failures: _Failures, now: float) -> bool:
         return failures.last + self._forget <= now
-
-    def _is_familiar(self, attempt: Attempt, now: float) -> bool:
-        since = self._familiar.get(attempt)
-        return since is not None and now < since + self._forget
 
 
 def _put(table: OrderedDict[K, V], key: K, value: V, limit: int) -> None:

@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from proxy.auth.errors import VerifierError
@@ -72,6 +72,10 @@ class ScramVerifier:
         except ValueError:
             raise VerifierError("a SCRAM verifier's salt or keys are not base64") from None
         return cls(int(match[1]), salt, stored_key, server_key)
+
+    def disabled(self) -> Self:
+        """The same challenge, which no password answers."""
+        return replace(self, stored_key=bytes(KEY_SIZE), server_key=bytes(KEY_SIZE), usable=False)
 
     def text(self) -> str:
         """Write the text form: a secret, though a lesser one than the password."""

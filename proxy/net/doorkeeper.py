@@ -14,6 +14,8 @@ from proxy.net.client_handshake import Greeting, channel_of
 from proxy.net.client_tls import ClientTlsMode
 from proxy.net.handshake_io import HandshakeSocket
 from proxy.net.turns import Turns
+from proxy.routing.lookups import Look
+from proxy.routing.names import Selectors, read, stem
 from proxy.routing.resolver import Resolution, Resolver
 
 log = structlog.get_logger(__name__)
@@ -44,6 +46,10 @@ class Doorkeeper:
         """How many logins had to wait because of earlier failures."""
         return self._turns.slowed
 
+    def look(self, selectors: Selectors, host: str) -> Look:
+        """How a connection is looked up: from memory only for a login that has succeeded from there lately."""
+        return Look.REMEMBERED if self._turns.is_familiar(self._attempt(selectors, host)) else Look.ANEW
+
     async def prove(self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, host: str) -> Proof:
         """Have a client prove who it is; after failures its proof waits before it is looked at, be it right or wrong.
 
@@ -51,7 +57,7 @@ class Doorkeeper:
         Raises Failure and PeerGone, as `authenticate` does.
         """
         user = resolution.selectors.user
-        attempt = Attempt.of(resolution.spelled, host, resolution.survey.reading.user)
+        attempt = self._attempt(resolution.selectors, host)
         turn = partial(self._turns.turn, attempt, io.has_left)
         try:
             proof = await authenticate(io, user, resolution, self._policy, channel_of(greeting), turn)
@@ -64,7 +70,18 @@ class Doorkeeper:
                     slug = resolution.route.slug
                     log.warning("the tenant's clients may not come from this address", tenant=slug, address=host)
             raise
+        self._turns.admitted(attempt)
         return proof
+
+    def _attempt(self, selectors: Selectors, host: str) -> Attempt:
+        rules = self._resolver.rules
+        try:
+            reading = read(selectors, rules)
+            tenant, user = reading.spelled, reading.user
+        except Failure:
+            # Contradictory options, which keep nobody from the console.
+            tenant, user = selectors.database or "", selectors.user
+        return Attempt.of(tenant, host, user, stem(selectors.user, rules))
 
     def check_owner(self, greeting: Greeting, resolution: Resolution) -> None:
         """Hold the name in a client's certificate against the login: `app`, with its tenant `app.acme`, or as it says.

@@ -254,11 +254,12 @@ class FrontDoor:
             raise Failure(NODE_STOPPING)
         selectors = selectors_from_startup(startup, greeting.sni, self._resolver.rules)
         visit.user = selectors.user
+        look = self._keeper.look(selectors, visit.host)
         if is_meant(self.console, selectors, greeting):
-            resolution = await resolve_aside(self.console, self._resolver, selectors, visit.host)
+            resolution = await resolve_aside(self.console, self._resolver, selectors, visit.host, look)
         else:
             self._check_room()
-            resolution = await self._resolver.resolve(selectors, visit.host)
+            resolution = await self._resolver.resolve(selectors, visit.host, look)
         visit.tenant = resolution.route.slug if resolution.route is not None else None
         proof = await self._keeper.prove(io, greeting, resolution, visit.host)
         if is_meant(self.console, selectors, greeting) and self.console.verifier(selectors.user) is not None:

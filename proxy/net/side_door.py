@@ -15,6 +15,7 @@ from proxy.errors import INVALID_PASSWORD, Failure
 from proxy.net.client_authentication import Proof
 from proxy.net.client_handshake import Greeting
 from proxy.net.handshake_io import HandshakeSocket
+from proxy.routing.lookups import Look
 from proxy.routing.names import Reading, Selectors, Source, Statement
 from proxy.routing.resolver import Resolution, Resolver
 from proxy.routing.verdict import Found, Survey
@@ -82,18 +83,21 @@ def is_meant(console: Console | None, selectors: Selectors, greeting: Greeting) 
     return (selectors.database or selectors.user) == console.database
 
 
-async def resolve_aside(console: Console, resolver: Resolver, selectors: Selectors, host: str) -> Resolution:
+async def resolve_aside(
+    console: Console, resolver: Resolver, selectors: Selectors, host: str, look: Look
+) -> Resolution:
     """Resolve a connection that asks for the console's database; the console's users, to no tenant.
 
     The registry is asked the same questions for everybody.  Where it is down, or others would be refused before they
     have proved anything, the console's users get in all the same, and strangers have the same conversation with a mock
-    verifier: else it would show whose the console is.  Raises Failure where there is no mock verifier.
+    verifier: else it would show whose the console is.  So they have where other selectors contradict the console's
+    name, which no user of the console has to heed.  Raises Failure where there is no mock verifier.
     """
     verifier = console.verifier(selectors.user)
     found: Resolution | None = None
     with suppress(Failure):
-        found = await resolver.resolve(selectors, host)
-    if verifier is None and found is not None:
+        found = await resolver.resolve(selectors, host, look)
+    if verifier is None and found is not None and found.survey.contradicting is None:
         return found
     statement = Statement(Source.DATABASE, console.database, (console.database,))
     reading = Reading(selectors.user, selectors.user, (statement,), (), ())

@@ -84,7 +84,7 @@ def explanation(
     `asks_server`: a user who has no login may be a role of the tenant's server.  `barred`: the client's address is none
     of the tenant's.
     """
-    route, login = survey.route, survey.effective_login
+    route, login = survey.route, None if barred else survey.effective_login
     named = None if login is None else _login(login)
     if named is None and asks_server and not barred:
         named = f"{survey.user} (if its server has such a role)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Final, Generic, TypeVar, cast
 
 from proxy.routing.cache import Entry, RouteCache
@@ -34,6 +35,16 @@ class Answer(Generic[T]):
 
     value: T
     certain: bool = True
+
+
+class Look(Enum):
+    """Where an answer comes from: from memory while it is fresh, or from the registry, whatever is remembered.
+
+    The second is for strangers: what is remembered depends on what exists, and a clock would tell them.
+    """
+
+    REMEMBERED = auto()
+    ANEW = auto()
 
 
 class Health:
@@ -125,7 +136,7 @@ class Lookups:
         self.overtaken = 0
         self.remembered = 0
 
-    async def by_name(self, name: str) -> Answer[Route | None]:
+    async def by_name(self, name: str, look: Look = Look.REMEMBERED) -> Answer[Route | None]:
         """Find the tenant with this slug or alias."""
         if not _askable(name):
             return Answer(None)
@@ -134,13 +145,13 @@ class Lookups:
         return await self._answer(
             ("name", name),
             entry,
-            entry is not None and cache.name_is_fresh(entry, now),
+            look is Look.REMEMBERED and entry is not None and cache.name_is_fresh(entry, now),
             None,
             lambda: self._reader.route_by_name(name),
             lambda answer: cache.learn_name(name, answer, self._clock()),
         )
 
-    async def by_database(self, database: str) -> Answer[tuple[Route, ...]]:
+    async def by_database(self, database: str, look: Look = Look.REMEMBERED) -> Answer[tuple[Route, ...]]:
         """Find the tenants on this physical database: none, one, or two of several."""
         if not _askable(database):
             return Answer(())
@@ -154,13 +165,15 @@ class Lookups:
         return await self._answer(
             ("database", database),
             entry,
-            entry is not None and cache.database_is_fresh(entry, now),
+            look is Look.REMEMBERED and entry is not None and cache.database_is_fresh(entry, now),
             (),
             ask,
             lambda answer: cache.learn_database(database, answer, self._clock()),
         )
 
-    async def login(self, user: str, tenant_id: int, spelled: str = "") -> Answer[Login | None]:
+    async def login(
+        self, user: str, tenant_id: int, spelled: str = "", look: Look = Look.REMEMBERED
+    ) -> Answer[Login | None]:
         """Find the login of this name that may connect as the tenant.
 
         `spelled` is how the tenant was named.  For NO_TENANT each spelling is asked for and remembered by itself, as it
@@ -174,7 +187,7 @@ class Lookups:
         return await self._answer(
             ("login", name, tenant_id),
             entry,
-            entry is not None and cache.login_is_fresh(entry, tenant_id, now),
+            look is Look.REMEMBERED and entry is not None and cache.login_is_fresh(entry, tenant_id, now),
             None,
             lambda: self._reader.login(user, tenant_id),
             lambda answer: cache.learn_login((name, tenant_id), answer, self._clock()),

@@ -181,6 +181,11 @@ class Reading:
     settings: tuple[tuple[str, str], ...] = field(repr=False)
 
     @property
+    def spelled(self) -> str:
+        """The tenant as it was spelled, whether or not there is one; empty where none is named."""
+        return self.statements[0].names[-1] if self.statements else ""
+
+    @property
     def has_suffix(self) -> bool:
         return self.user != self.exact_user
 
@@ -241,6 +246,13 @@ def read(selectors: Selectors, rules: NameRules) -> Reading:
     silences += [Silence(source, None, "this selector is off") for source in Source if source not in rules.order]
     _refuse_plain_contradiction(statements)
     return Reading(user, selectors.user, statements, tuple(silences), settings)
+
+
+def stem(user: str, rules: NameRules) -> str:
+    """A user name without all that may be a tenant's: the same for every spelling of one login."""
+    if Source.USER not in rules.order or not rules.user_separator:
+        return user
+    return user.partition(rules.user_separator)[0]
 
 
 def disagreement(statements: Sequence[Statement]) -> tuple[Statement, Statement] | None:

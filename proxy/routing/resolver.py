@@ -15,7 +15,7 @@ from proxy.errors import REGISTRY_DOWN, TENANT_NOT_NAMED, VERIFIERS_UNAVAILABLE,
 from proxy.routing.cache import CacheLimits, RouteCache
 from proxy.routing.explain import Explanation, explanation, refused
 from proxy.routing.follower import Backoff, Follower
-from proxy.routing.lookups import NO_TENANT, Answer, Health, Lookups
+from proxy.routing.lookups import NO_TENANT, Answer, Health, Look, Lookups
 from proxy.routing.names import NameRules, Reading, Selectors, Statement, read
 from proxy.routing.server_logins import CannotAsk, ServerLogins
 from proxy.routing.shared import on_shared
@@ -62,7 +62,7 @@ class Resolution:
     Hold the same conversation with every client: check its proof against `verifier`, by one of `methods`.  Where
     that fails, tell `refusal`; where it succeeds and `failure` is not None, tell that; else the client may use
     `route` with `role`.  `settings` are its startup options without those that name the tenant.  `barred`: its address
-    is none of the tenant's, so that no proof will do.
+    is none of the tenant's, so that there is no login, and `verifier` only looks like that of the one there is.
     """
 
     selectors: Selectors
@@ -76,11 +76,6 @@ class Resolution:
     mock_selector: bytes = field(repr=False)
     survey: Survey = field(repr=False)
     barred: bool = False
-
-    @property
-    def spelled(self) -> str:
-        """The tenant as the client spelled it, whether or not there is one."""
-        return self.survey.reading.statements[0].names[-1]
 
     @property
     def certificate_name(self) -> str:
@@ -184,8 +179,12 @@ class Resolver:
             backoff=self.config.backoff,
         )
 
-    async def resolve(self, selectors: Selectors, address: str | None = None) -> Resolution:
+    async def resolve(
+        self, selectors: Selectors, address: str | None = None, look: Look = Look.REMEMBERED
+    ) -> Resolution:
         """Find the route and the login of a connection; from an address that the tenant does not allow, no login.
+
+        Strangers are looked up anew, so that the same questions are asked whatever exists and is in use.
 
         Raises Failure at once only for what depends on no tenant's existence: no tenant named, options and host
         name that contradict each other, a registry that is down and not needed for tenants already known; with
@@ -194,24 +193,26 @@ class Resolver:
         """
         reading = self._read(selectors)
         try:
-            survey = await self._survey(reading, address)
+            survey = await self._survey(reading, address, look)
         except CannotAsk:
             raise Failure(VERIFIERS_UNAVAILABLE) from None
         failed = failure(survey) if survey.certain else Failure(REGISTRY_DOWN)
         if failed is not None and (self.config.reveal_tenants or not survey.certain):
             raise failed
+        barred = survey.route is not None and not allows(survey.route, address)
+        verifier = await self._verifier(survey)
         return Resolution(
             selectors=selectors,
             user=survey.user,
             route=survey.route,
-            login=survey.effective_login,
-            verifier=await self._verifier(survey),
+            login=None if barred else survey.effective_login,
+            verifier=verifier.disabled() if barred else verifier,
             refusal=refusal(reading),
             failure=failed,
             settings=reading.settings,
             mock_selector=survey.mock_selector,
             survey=survey,
-            barred=survey.route is not None and not allows(survey.route, address),
+            barred=barred,
         )
 
     async def explain(self, selectors: Selectors, address: str | None = None) -> Explanation:
@@ -223,7 +224,7 @@ class Resolver:
             reading = self._read(selectors)
         except Failure as refusal_:
             return refused(selectors, refusal_)
-        survey = await self._survey(reading, address, asks_servers=False)
+        survey = await self._survey(reading, address, Look.REMEMBERED, asks_servers=False)
         failed = failure(survey) if survey.certain else Failure(REGISTRY_DOWN)
         route = survey.route
         return explanation(
@@ -368,16 +369,21 @@ class Resolver:
             raise Failure(TENANT_NOT_NAMED)
         return reading
 
-    async def _survey(self, reading: Reading, address: str | None, *, asks_servers: bool = True) -> Survey:
+    async def _survey(self, reading: Reading, address: str | None, look: Look, *, asks_servers: bool = True) -> Survey:
         """Ask the questions that the spelling demands, always the same ones: timing shall not tell what exists."""
         await self._ask_shared()
-        found = await self._find(reading.statements[0])
+
+        async def login_of(user: str, found: Found) -> Answer[Login | None]:
+            may_ask = asks_servers and found.route is not None and allows(found.route, address)
+            return await self._login(user, found, look, asks_servers=may_ask)
+
+        found = await self._find(reading.statements[0], look)
         others = reading.without_suffix() if reading.has_suffix else ()
-        whole = await self._find(others[0]) if others else None
+        whole = await self._find(others[0], look) if others else None
         whole_login: Answer[Login | None] = Answer(None)
         if whole is not None:
-            whole_login = await self._login(reading.exact_user, whole, address, asks_servers=asks_servers)
-        login = await self._login(reading.user, found, address, asks_servers=asks_servers)
+            whole_login = await login_of(reading.exact_user, whole)
+        login = await login_of(reading.user, found)
         return Survey(
             reading=reading,
             found=found,
@@ -388,19 +394,17 @@ class Resolver:
             whole_certain=whole_login.certain,
         )
 
-    async def _login(self, user: str, found: Found, address: str | None, *, asks_servers: bool) -> Answer[Login | None]:
+    async def _login(self, user: str, found: Found, look: Look, *, asks_servers: bool) -> Answer[Login | None]:
         """Find a login in the registry, else on the tenant's server where that is asked; raises CannotAsk."""
         route = found.route
         tenant_id = NO_TENANT if route is None else route.tenant_id
-        answer = await self.lookups.login(user, tenant_id, found.statement.names[-1])
-        if route is not None and not allows(route, address):
-            return Answer(None)
+        answer = await self.lookups.login(user, tenant_id, found.statement.names[-1], look)
         if answer.value is not None or route is None or not asks_servers:
             return answer
         if self._server_logins is None or not self._asks(route):
             return answer
         # A registry that is down may have a login of this name; but whom the server knows, it lets in as itself.
-        login = await self._server_logins.login(route, user)
+        login = await self._server_logins.login(route, user, look)
         return Answer(login, certain=answer.certain or login is not None)
 
     def _asks(self, route: Route) -> bool:
@@ -408,16 +412,16 @@ class Resolver:
         source = self.config.verifiers if route.verifiers is None else route.verifiers
         return source is VerifierSource.SERVER and route.server is not None and route.server.auth is not None
 
-    async def _find(self, statement: Statement) -> Found:
+    async def _find(self, statement: Statement, look: Look) -> Found:
         certain = True
         names: list[tuple[str, Route | None]] = []
         for name in statement.names:
-            answer = await self.lookups.by_name(name)
+            answer = await self.lookups.by_name(name, look)
             names.append((name, None if answer.value is None else self._effective(answer.value)))
             certain = certain and answer.certain
         on_database: tuple[Route, ...] = ()
         if statement.database is not None:
-            answers = await self.lookups.by_database(statement.database)
+            answers = await self.lookups.by_database(statement.database, look)
             on_database = tuple(self._effective(route) for route in answers.value)
             certain = certain and answers.certain
         return find(statement, names, on_database, certain=certain)

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from proxy.auth import ClientKeys, ScramVerifier, VerifierError
 from proxy.routing.cache import MAX_FLOORS, Entry, Shelf
-from proxy.routing.lookups import SingleFlight
+from proxy.routing.lookups import Look, SingleFlight
 from registry.contract import ChangeKind, Login, Route, RouteChange, ServerInfo, VerifierSource
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class ServerLogins:
         self._floor = 0
         self._floors: OrderedDict[tuple[ChangeKind, int | None], int] = OrderedDict()
 
-    async def login(self, route: Route, user: str) -> Login | None:
+    async def login(self, route: Route, user: str, look: Look = Look.REMEMBERED) -> Login | None:
         """Find the role of this name that may log in to the tenant's server; raises CannotAsk.
 
         The server must be one that is asked (`ServerInfo.auth`).
@@ -104,7 +104,7 @@ class ServerLogins:
             return None
         key = (route.tenant_id, server.server_id, user)
         entry = self._shelf.get(key)
-        if entry is not None and entry.version >= self._floor_of(key) and self._clock() < entry.value.until:
+        if look is Look.REMEMBERED and entry is not None and self._is_fresh(key, entry):
             return entry.value.login
         # An answer to a question from before a change is not given to those who ask after it.
         flight = (key, self._floor_of(key))
@@ -167,6 +167,9 @@ class ServerLogins:
         known = _Known(login, asked_at + lifetime, doubted_at)
         self._shelf.put(key, Entry(known, serial, asked_at), empty=login is None)
         return login
+
+    def _is_fresh(self, key: Key, entry: Entry[_Known]) -> bool:
+        return entry.version >= self._floor_of(key) and self._clock() < entry.value.until
 
     def _floor_of(self, key: Key) -> int:
         tenant_id, server_id, _ = key

@@ -117,8 +117,13 @@ class Survey:
 
     @property
     def mock_selector(self) -> bytes:
-        """What a user or tenant that does not exist is told apart by; from the spelling only."""
-        return f"{self.reading.user}\0{self.reading.statements[0].names[-1]}".encode("utf-8", "surrogateescape")
+        """What a login that does not exist is told apart by: of a tenant that does, the same for all its names.
+
+        So it is for a login that exists, which has one salt.
+        """
+        route, statement = self.route, self.reading.statements[0]
+        tenant = statement.names[-1] if route is None else route.slug
+        return f"{self.user}\0{tenant}".encode("utf-8", "surrogateescape")
 
 
 def fits(route: Route, statement: Statement) -> bool:

@@ -115,6 +115,12 @@ def test_salts_of_what_does_not_exist_look_like_those_of_what_does(world: World,
     assert [converse(world.proxy, *name).salt for name in names] == first, "after a restart, too"
 
 
+def test_the_consoles_users_have_no_more_salts_than_others(world: World) -> None:
+    for user in ("app", "eve"):
+        salts = {converse(world.proxy, user, "pgtenant", options=f"-c tenant=x{number}").salt for number in range(2)}
+        assert salts == {converse(world.proxy, user, "pgtenant").salt}
+
+
 def test_contradictions_are_refused_alike_whether_the_tenants_exist_or_not(
     world: World, tenant: TenantUnderTest, suspended: TenantUnderTest
 ) -> None:

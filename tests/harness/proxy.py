@@ -64,9 +64,9 @@ class ProxyProcess(NodeProcess):
         """What the tenant's application has as its DATABASE_URL."""
         return self.url(tenant.slug, tenant.user, tenant.password, **parameters)
 
-    def connect(self) -> RawClient:
-        """A raw client, connected and nothing more."""
-        return RawClient(self.port, self.host)
+    def connect(self, source: str = "") -> RawClient:
+        """A raw client, connected and nothing more, from the address `source`."""
+        return RawClient(self.port, self.host, source=source)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample of `/metrics`: the sum over all samples that carry these labels, 0 without any.

@@ -139,13 +139,14 @@ class Disconnected(Exception):
 class RawClient:
     """A blocking protocol client; every wait ends after `timeout` seconds with TimeoutError.
 
-    In a coroutine call it through `asyncio.to_thread` unless the other side is another process.
+    In a coroutine call it through `asyncio.to_thread` unless the other side is another process.  `source` is its own
+    address.
     """
 
-    def __init__(self, port: int, host: str = "127.0.0.1", *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1", *, timeout: float = TIMEOUT, source: str = "") -> None:
         self.address = (host, port)
         self.timeout = timeout
-        self.sock: socket.socket = socket.create_connection(self.address, timeout)
+        self.sock: socket.socket = socket.create_connection(self.address, timeout, (source, 0) if source else None)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.parameters: dict[str, str] = {}
         self.pid = 0

@@ -14,19 +14,19 @@ from proxy.auth import Attempt, Slowdown, WrongPassword
 from proxy.net.handshake_io import PeerGone
 from proxy.net.turns import MAX_QUEUED, Turns
 
-APP = Attempt("acme", "10.0.0.1", "app")
-ANN = replace(APP, user="ann")
+APP = Attempt("acme", "10.0.0.1", "app", "app")
+ANN = replace(APP, user="ann", name="ann")
 
 
 def turns(first: float = 0.05, most: float = 0.05) -> Turns:
     return Turns(Slowdown(first=first, most=most, forget=60.0), clock=time.monotonic)
 
 
-async def guess(there: Turns) -> float:
+async def guess(there: Turns, attempt: Attempt = APP) -> float:
     """Fail once; the time at which the answer was looked at."""
     seen = 0.0
     try:
-        async with there.turn(APP):
+        async with there.turn(attempt):
             seen = time.monotonic()
             raise WrongPassword("no")
     except WrongPassword:
@@ -107,3 +107,38 @@ async def test_beyond_the_bound_an_answer_is_refused_unseen() -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_guesses_made_at_once_under_many_spellings_are_looked_at_one_after_the_other() -> None:
+    there = turns()
+    spellings = [replace(APP, tenant=f"x{number}") for number in range(10)]
+    seen = sorted(await asyncio.gather(*(guess(there, spelled) for spelled in spellings)))
+    gaps = [later - earlier for earlier, later in pairwise(seen)]
+    assert min(gaps[2:]) >= 0.045, "as long apart as with one spelling"
+    assert there.slowed == 7
+    assert len(there) == 0
+
+
+async def test_who_waits_for_his_own_failures_holds_up_no_other_tenants_login_of_that_name() -> None:
+    there = turns(10.0, 10.0)
+    for _ in range(3):
+        await guess(there)
+    waiting = asyncio.create_task(guess(there))
+    await eventually(lambda: there.slowed == 1, what="one that waits")
+    async with asyncio.timeout(1.0):
+        await succeed(there, replace(APP, tenant="globex"))
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_familiar_login_does_not_wait_behind_the_guesses_at_its_name() -> None:
+    there = turns(10.0, 10.0)
+    there.admitted(replace(APP, tenant="globex"))
+    for number in range(3):
+        await guess(there, replace(APP, tenant=f"x{number}"))
+    waiting = asyncio.create_task(succeed(there))
+    await eventually(lambda: there.slowed == 1, what="one that is not familiar and waits")
+    async with asyncio.timeout(1.0):
+        await succeed(there, replace(APP, tenant="globex"))
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)

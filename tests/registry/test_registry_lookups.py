@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.waiting import wait_until
@@ -21,6 +23,7 @@ from registry.contract import (
     TenantState,
     TlsMode,
 )
+from registry.decoding import EvenWork
 from registry.domain.models import LoginChange, ServerChange, TenantChange
 from registry.errors import RegistryError
 from registry.secrets import KeyRing, generate_key
@@ -235,3 +238,23 @@ def test_lookup_that_is_broken_off_leaves_no_thread_that_outlives_the_loop(
     asyncio.run(break_off())
     # A thread that finds its loop closed fails, and pytest takes that for a failure.
     wait_until(lambda: threading.active_count() <= before, what="the threads' end")
+
+
+def test_what_is_not_found_takes_the_work_of_what_was_found_last() -> None:
+    told: list[object] = []
+    pretended: list[object] = []
+
+    def note(where: list[object]) -> Callable[[object], object]:
+        def decode(rows: object) -> object:
+            where.append(rows)
+            return rows
+
+        return decode
+
+    work = EvenWork(note(told), note(pretended))
+    first: Any = ["rows of the first"]
+    assert work([]) == ()
+    assert (told, pretended) == ([], []), "there is nothing to pretend with yet"
+    assert work([first]) == (first,)
+    assert work([]) == ()
+    assert (told, pretended) == ([first], [first])

@@ -14,6 +14,7 @@ from routing.fake_registry import FakeRegistry, make_login, make_route
 
 from proxy.auth import build_verifier
 from proxy.errors import Failure
+from proxy.routing.lookups import Look
 from proxy.routing.names import NameRules, Selectors, name_rules
 from proxy.routing.resolver import Resolution, Resolver, ResolverConfig
 from registry.contract import ChangeKind, Credentials, RouteChange, TenantState
@@ -188,6 +189,68 @@ async def test_what_stands_in_for_a_login_is_the_same_on_every_node_and_differs_
     ]
     assert not first.usable
     assert first.salt == again.salt == pattern.salt != other.salt
+
+
+SPELLINGS = (("acme", None), ("acme-corp", None), ("acme_data", None), ("x", (("tenant", "acme"),)))
+
+
+@pytest.mark.parametrize("user", ["app", "support", "eve"])
+async def test_a_login_has_one_salt_whatever_its_tenant_is_called_and_wherever_its_client_is(
+    build: Build, registry: FakeRegistry, user: str
+) -> None:
+    spelled = [Selectors(user, database, options or ()) for database, options in SPELLINGS]
+    spelled += [Selectors(f"{user}.acme"), Selectors(f"{user}.acme-corp", "acme")]
+    salts = [(await build().resolve(selectors, "192.0.2.1")).verifier.salt for selectors in spelled]
+    registry.put(replace(registry.routes[1], networks=(ip_network("10.0.0.0/8"),)))
+    barred = [await build().resolve(selectors, "192.0.2.1") for selectors in spelled]
+    assert {resolution.verifier.usable for resolution in barred} == {False}
+    assert len({*salts, *(resolution.verifier.salt for resolution in barred)}) == 1
+
+
+WAYS = [
+    Selectors("app", "acme"),
+    Selectors("app", "acme-corp"),
+    Selectors("support", "acme"),
+    Selectors("eve", "acme"),
+    Selectors("app", "nobody"),
+    Selectors("support", "nobody"),
+    Selectors("eve", "nobody"),
+    Selectors("app", "common"),
+    Selectors("app", "acme_data"),
+]
+
+
+@pytest.mark.parametrize("selectors", WAYS, ids=str)
+async def test_strangers_cost_the_same_questions_whatever_exists_and_is_remembered(
+    build: Build, registry: FakeRegistry, selectors: Selectors
+) -> None:
+    there = build()
+    there.cache.live = True
+    for _ in range(3):
+        registry.asked.clear()
+        await there.resolve(selectors, look=Look.ANEW)
+        registry.asked.pop("secret", None)
+        assert registry.asked == {"name": 1, "database": 1, "login": 1}
+        # Somebody who is familiar logs in meanwhile, by memory where there is any.
+        await there.resolve(selectors)
+
+
+async def test_who_is_familiar_is_looked_up_in_memory(build: Build, registry: FakeRegistry) -> None:
+    there = build()
+    there.cache.live = True
+    await there.resolve(Selectors("app", "acme"), look=Look.ANEW)
+    registry.asked.clear()
+    assert admitted(await there.resolve(Selectors("app", "acme"))) == "acme"
+    assert registry.queries == 0
+
+
+async def test_strangers_are_answered_from_memory_where_the_registry_is_down(
+    build: Build, registry: FakeRegistry
+) -> None:
+    there = build()
+    await there.resolve(Selectors("app", "acme"))
+    registry.down = True
+    assert admitted(await there.resolve(Selectors("app", "acme"), look=Look.ANEW)) == "acme"
 
 
 async def test_a_login_with_a_broken_verifier_is_refused_like_a_wrong_password(

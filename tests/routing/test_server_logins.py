@@ -15,6 +15,7 @@ from routing.fake_registry import SERVER, FakeRegistry, make_login, make_route
 
 from proxy.auth import ClientKey, ClientKeys, ScramVerifier, build_verifier
 from proxy.errors import Failure
+from proxy.routing.lookups import Look
 from proxy.routing.names import Selectors
 from proxy.routing.resolver import Resolver, ResolverConfig
 from proxy.routing.server_logins import CannotAsk, ServerLoginLimits, ServerLogins, ServerRole
@@ -343,3 +344,15 @@ async def test_an_explanation_asks_no_server_and_says_so(
     assert explained.ok
     assert explained.login == "app (if its server has such a role)"
     assert servers.asked == []
+
+
+async def test_strangers_cost_one_question_to_the_server_whatever_is_remembered(
+    registry: FakeRegistry, servers: Servers, logins: ServerLogins
+) -> None:
+    there = resolver(registry, logins)
+    for user in ("app", "nobody"):
+        for _ in range(3):
+            servers.asked.clear()
+            await there.resolve(Selectors(user, "acme"), look=Look.ANEW)
+            assert servers.asked == [user]
+            await there.resolve(Selectors(user, "acme"))
