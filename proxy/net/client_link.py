@@ -247,7 +247,8 @@ class ClientLink(Stream):
                 return b""
             if not front.skip_to_sync:
                 return data
-            front.skip_to_sync = False
+            if not front.ends_skipping(data):
+                return data
             self.write(READY_IDLE)
             data = data[5:]
 

@@ -31,6 +31,7 @@ from proxy.session.reply_queue import (
 from proxy.session.statement_names import (
     ALL_STATEMENTS,
     deallocated,
+    is_text,
     is_word_in,
     may_deallocate,
     speaks_of_statements,
@@ -129,6 +130,9 @@ class Desk:
         if stop < 0 or stop - pos > NAME_MOST:
             return VERBATIM
         name = data[pos + 5 : stop]
+        if not name.isascii() and not is_text(name, back.params.get(b"client_encoding", b"")):
+            # The server judges whether it is text at all, and does not see the names that the desk takes.
+            return VERBATIM
         body = data[stop + 1 : after]
         book = self.book
         if book is None:
@@ -315,6 +319,12 @@ class Desk:
     def restore_unnamed(self) -> None:
         """The server has skipped the Parse of an unnamed statement: it has the one before, if that can be told."""
         self.unnamed = self.unnamed_before if self.unnamed_changes == 1 else b""
+        self.unnamed_changes = 0
+
+    def lose_unnamed(self) -> None:
+        """The server has refused the Parse of an unnamed statement: there is none, or one that cannot be told."""
+        self.unnamed = b""
+        self.unnamed_before = b""
         self.unnamed_changes = 0
 
     def rewritten(self, data: bytes, count: i64) -> bytes:

@@ -18,7 +18,7 @@ cpdef int glance_request(bytes data)
 @cython.locals(text="const unsigned char *", end=Py_ssize_t, pos=Py_ssize_t, size=Py_ssize_t, status=int, kind=int, answer=int)
 cpdef int glance_reply(bytes data)
 
-cdef Py_ssize_t _end_of_text(bytes data, Py_ssize_t start, Py_ssize_t end)
+cpdef Py_ssize_t end_of_text(bytes data, Py_ssize_t start, Py_ssize_t end)
 
 @cython.locals(text="const unsigned char *")
 cdef bint _has_size(bytes data, Py_ssize_t pos, int size)

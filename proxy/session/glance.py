@@ -81,13 +81,13 @@ def glance_request(data: bytes) -> int:
         return ASKS_MORE
     after = 1 + ((text[2] << 16) | (text[3] << 8) | text[4])
     if text[0] == F_QUERY:
-        if after == end and text[end - 1] == 0 and _is_harmless(data, 5, end - 1):
+        if after == end and end_of_text(data, 5, end) == end - 1 and _is_harmless(data, 5, end - 1):
             return ASKS_QUERY
         return ASKS_MORE
     if text[0] != F_PARSE or text[5] != 0 or after < 12 or after > end - 10:
         return ASKS_MORE
-    stop = _end_of_text(data, 6, after)
-    if stop < 0:
+    stop = end_of_text(data, 6, after)
+    if stop < 0 or after - stop < 3 or after - stop - 3 != ((text[stop + 1] << 8) | text[stop + 2]) << 2:
         return ASKS_MORE
     pos = after
     if text[pos] != F_BIND or text[pos + 1] != 0 or text[pos + 5] != 0 or text[pos + 6] != 0:
@@ -148,7 +148,7 @@ def glance_reply(data: bytes) -> int:
     return 0
 
 
-def _end_of_text(data: bytes, start: i64, end: i64) -> i64:
+def end_of_text(data: bytes, start: i64, end: i64) -> int:
     """Return where the first byte of zero is, -1 if there is none."""
     if not cython.compiled:
         return data.find(b"\0", start, end)

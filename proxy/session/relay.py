@@ -15,7 +15,6 @@ from mypy_extensions import i64
 
 from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, UNNAMED_MOST, VERBATIM, Desk
 from proxy.session.glance import glance_request, skip_alike
-from proxy.session.markers import known_in_advance
 from proxy.session.pins import CALLED, PIN_DOUBT, PIN_SET, PIN_STATEMENT, PIN_UNNAMED
 from proxy.session.replies import HOLD_LIMIT, BackState
 from proxy.session.reply_queue import (
@@ -31,13 +30,17 @@ from proxy.session.reply_queue import (
     OWE_EXECUTE,
     OWE_FUNCTION,
     OWE_PARSE,
+    OWE_PARSE_NAMED,
     OWE_QUERY,
+    OWE_REFUSAL,
     PIPELINE,
     UNDESCRIBED,
 )
 from proxy.session.set_statements import UNREADABLE, TouchedSettings
 from proxy.session.statements import Book
 from proxy.session.texts import Texts
+from proxy.session.unlinked import IMPOSSIBLE_LENGTH, KNOWN_TYPES, UNKNOWN_TYPE, Unlinked
+from proxy.session.wellformed import is_malformed, is_possible
 from proxy.wire.framing import (
     F_BIND,
     F_CLOSE,
@@ -56,15 +59,10 @@ from proxy.wire.framing import (
     frame_size,
 )
 
-MAX_FRAME: Final = 0x3FFFFFFF
-"""The longest frame a client may send; PostgreSQL's own limit (`PQ_LARGE_MESSAGE_LIMIT`)."""
 MAX_NAMED: Final = 1000
 """Named statements remembered per client; beyond it the client stays pinned until it disconnects."""
 MAX_NAME: Final = 256
 MAX_MEANING: Final = 4096
-KNOWN_TYPES: Final = b"BCDEFHPQSXcdf"
-IMPOSSIBLE_LENGTH: Final = "a message with an impossible length"
-UNKNOWN_TYPE: Final = "an unknown message type"
 
 # What a scan found besides bytes to forward.
 FOUND_NOTHING: Final = 0
@@ -89,16 +87,13 @@ _REUSED: Final = b"\0"
 _S: Final = 0x53
 
 
-class FrontState:
+class FrontState(Unlinked):
     """A client's side of the conversation: what it is in the middle of sending, and what pins it."""
 
     def __init__(self, ident: i64) -> None:
+        super().__init__()
         self.ident: i64 = ident
-        self.left: i64 = 0
         self.left_kind: i64 = 0
-        self.dropping: bool = False
-        self.skip_to_sync: bool = False
-        self.answered: bool = False
         self.found: i64 = FOUND_NOTHING
         self.fault: str = ""
         self.pins: i64 = 0
@@ -109,93 +104,6 @@ class FrontState:
         self.names: set[bytes] | None = None
         self.batch_unnamed: int = UNNAMED_LEFT
         self.unnamed_pinned: bool = False
-
-    def whole(self, data: bytes) -> bool:
-        """Say whether `data` begins with something that can be judged now, so that a backend is worth taking."""
-        end: i64 = len(data)
-        if end < 5:
-            return False
-        if data[0] == F_COPY_DATA:
-            return True
-        size: i64 = frame_size(data, 0)
-        return 1 + size <= end or end >= HOLD_LIMIT or size < 4 or size > MAX_FRAME
-
-    def begins_request(self, data: bytes) -> bool:
-        """Say whether `data` begins with a whole Query, Parse or Bind and nothing is on, as nearly every chunk does."""
-        end: i64 = len(data)
-        if end < 5 or (data[0] != F_QUERY and data[0] != F_PARSE and data[0] != F_BIND) or self.is_discarding():
-            return False
-        size: i64 = frame_size(data, 0)
-        return 4 <= size < end
-
-    def is_discarding(self) -> bool:
-        """Say whether what comes next belongs to a request that the proxy has refused: see `discard`."""
-        return self.dropping or self.skip_to_sync
-
-    def state_in_advance(self, data: bytes) -> i64:
-        """Return the pins that the first message of `data`, if it has come whole, is known to lead to."""
-        if len(data) < 6 or frame_size(data, 0) + 1 > len(data) or (data[0] != F_QUERY and data[0] != F_PARSE):
-            return 0
-        start: i64 = 5 if data[0] == F_QUERY else data.find(b"\0", 5) + 1
-        return known_in_advance(data[start : frame_size(data, 0) + 1])
-
-    def fault_of(self, data: bytes) -> str:
-        """Say what is wrong with the header at the beginning of `data` (5 bytes or more); empty if nothing is."""
-        size: i64 = frame_size(data, 0)
-        if size < 4 or size > MAX_FRAME:
-            return IMPOSSIBLE_LENGTH
-        return "" if data[0] in KNOWN_TYPES else UNKNOWN_TYPE
-
-    def discard(self, data: bytes) -> i64:
-        """Drop from the beginning of `data` what needs no backend, and return how many bytes that was.
-
-        Those are the messages of a copy that is over (the server ignores them too), a Flush of nothing, and, after
-        the proxy itself has refused a request in extended mode (`skip_to_sync`), everything up to the Sync, which is
-        left for the caller to answer.  The rest begins with a message for a backend, is incomplete, or is Terminate.
-        """
-        pos: i64 = 0
-        end: i64 = len(data)
-        if self.dropping:
-            if self.left > end:
-                self.left -= end
-                return end
-            pos = self.left
-            self.left = 0
-            self.dropping = False
-        while pos + 5 <= end:
-            kind: i64 = data[pos]
-            size: i64 = frame_size(data, pos)
-            if size < 4 or size > MAX_FRAME or kind == F_TERMINATE:
-                break
-            idle_copy: bool = kind == F_COPY_DATA or kind == F_COPY_DONE or kind == F_COPY_FAIL or kind == F_FLUSH
-            if not idle_copy and (not self.skip_to_sync or kind == F_SYNC):
-                break
-            after: i64 = pos + 1 + size
-            if after > end:
-                self.left = after - end
-                self.dropping = True
-                return end
-            pos = after
-        return pos
-
-    def refuse(self, data: bytes) -> i64:
-        """Drop the request at the beginning of `data`, which the proxy has answered with an error of its own.
-
-        Returns how many bytes were dropped.  A Query or FunctionCall is dropped alone, and the caller answers
-        ReadyForQuery (`answered`); of an extended request all is dropped up to its Sync, by `discard`.
-        """
-        kind: i64 = data[0]
-        self.answered = kind == F_QUERY or kind == F_FUNCTION
-        if not self.answered:
-            self.skip_to_sync = True
-            return 0
-        end: i64 = len(data)
-        size: i64 = frame_size(data, 0)
-        if 1 + size > end:
-            self.left = 1 + size - end
-            self.dropping = True
-            return end
-        return 1 + size
 
     def scan(self, data: bytes, back: BackState) -> i64:
         """Judge `data`, note in `back` what it will owe, and return how many bytes to forward to the backend.
@@ -219,7 +127,7 @@ class FrontState:
         while pos + 5 <= end:
             kind: i64 = data[pos]
             size: i64 = frame_size(data, pos)
-            if size < 4 or size > MAX_FRAME:
+            if not is_possible(kind, size):
                 self.found = FOUND_FAULT
                 self.fault = IMPOSSIBLE_LENGTH
                 break
@@ -238,20 +146,8 @@ class FrontState:
                     self.fault = UNKNOWN_TYPE
                 break
             if kind == F_QUERY:
-                if back.copy_in:
-                    self._inside_copy(back)
-                verdict = self.desk.query(data, pos, after, back)
-                if verdict == STOP:
+                if not self._query(data, pos, after, end, back):
                     break
-                back.forwarded_query()
-                back.unnamed_owner = 0
-                if self.pins & PIN_UNNAMED and not back.skipping:
-                    self.pins ^= PIN_UNNAMED
-                if verdict != TAKEN:
-                    back.owe(OWE_QUERY)
-                self.pins |= self.texts.query(data, pos + 5, min(end, after), after <= end)
-                if len(self.texts.shift) != 0:
-                    self._shift_meaning()
             elif kind == F_TERMINATE:
                 self.found = FOUND_TERMINATE
                 break
@@ -294,6 +190,30 @@ class FrontState:
         self.pins &= ~PIN_UNNAMED
         return True
 
+    def _query(self, data: bytes, pos: i64, after: i64, end: i64, back: BackState) -> bool:
+        """Note a Query; False when the scan must end before it."""
+        if back.copy_in:
+            self._inside_copy(back)
+        if after <= end and is_malformed(F_QUERY, data, pos, after):
+            # It is refused, and the unnamed statement is still there.
+            self.desk.batch += 1
+            back.forwarded_query()
+            back.owe(OWE_QUERY)
+            return True
+        verdict = self.desk.query(data, pos, after, back)
+        if verdict == STOP:
+            return False
+        back.forwarded_query()
+        back.unnamed_owner = 0
+        if self.pins & PIN_UNNAMED and not back.skipping:
+            self.pins ^= PIN_UNNAMED
+        if verdict != TAKEN:
+            back.owe(OWE_QUERY)
+        self.pins |= self.texts.query(data, pos + 5, min(end, after), after <= end)
+        if len(self.texts.shift) != 0:
+            self._shift_meaning()
+        return True
+
     def _account(self, kind: i64, data: bytes, pos: i64, end: i64, back: BackState) -> bool:
         """Note one message that is not Query; False when the scan must end before it."""
         if kind == F_SYNC:
@@ -302,7 +222,9 @@ class FrontState:
             back.forwarded_sync()
             return True
         if kind == F_FLUSH:
-            if self.batch_unnamed == UNNAMED_PARSED:
+            if frame_size(data, pos) != 4:
+                back.forwarded_refused_flush()
+            elif self.batch_unnamed == UNNAMED_PARSED:
                 self.batch_unnamed = UNNAMED_AWAITED
             return True
         if kind == F_COPY_DONE or kind == F_COPY_FAIL:
@@ -315,14 +237,16 @@ class FrontState:
             back.owe(OWE_FUNCTION)
             return True
         verdict = TAKEN
-        if kind == F_PARSE:
+        if kind == F_EXECUTE:
+            back.owe(OWE_EXECUTE)
+        elif end == pos + 1 + frame_size(data, pos) and is_malformed(kind, data, pos, end):
+            back.owe(OWE_REFUSAL)
+        elif kind == F_PARSE:
             verdict = self._parse(data, pos, end, back)
         elif kind == F_BIND:
             verdict = self._bind(data, pos, end, back)
         elif kind == F_DESCRIBE:
             verdict = self._describe(data, pos, end, back)
-        elif kind == F_EXECUTE:
-            back.owe(OWE_EXECUTE)
         elif kind == F_CLOSE:
             verdict = self._close(data, pos, end, back)
         else:
@@ -347,7 +271,8 @@ class FrontState:
 
     def _parse(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
         after: i64 = pos + 1 + frame_size(data, pos)
-        if end > pos + 5 and data[pos + 5] != 0:
+        named: bool = end > pos + 5 and data[pos + 5] != 0
+        if named:
             verdict = VERBATIM if self._is_own(data, pos, end) else self.desk.parse(data, pos, after, back)
             if verdict == VERBATIM:
                 self._named(data, pos + 5, end, back)
@@ -360,7 +285,7 @@ class FrontState:
                 self.batch_unnamed = UNNAMED_PARSED
                 back.unnamed_owner = self.desk.unnamed_mark
         if verdict == VERBATIM or verdict == PASSED:
-            back.owe(OWE_PARSE)
+            back.owe(OWE_PARSE_NAMED if named else OWE_PARSE)
         if verdict != STOP:
             self.texts.parse(data, pos, end, end == after)
         return verdict
@@ -484,6 +409,11 @@ class FrontState:
         book = self.desk.book
         if book is not None and len(book.owned) != 0:
             self._owned(book)
+        if back.unnamed_failed:
+            back.unnamed_failed = False
+            self.desk.lose_unnamed()
+            self.pins &= ~PIN_UNNAMED
+            self.batch_unnamed = UNNAMED_LEFT
         if back.unnamed_lost:
             back.unnamed_lost = False
             self._restore_unnamed(back)

@@ -35,7 +35,9 @@ from proxy.session.reply_queue import (
     OWE_EXECUTE,
     OWE_FUNCTION,
     OWE_PARSE,
+    OWE_PARSE_NAMED,
     OWE_QUERY,
+    OWE_REFUSED_FLUSH,
     OWE_SYNC,
     SWALLOW,
     ReplyQueue,
@@ -319,7 +321,7 @@ class BackState(ReplyQueue):
             elif debt != OWE_QUERY and debt != OWE_EXECUTE:
                 self.fault = "a row description that nobody asked for"
         elif kind == B_PARSE_COMPLETE:
-            self._settle(OWE_PARSE)
+            self._settle(OWE_PARSE_NAMED if self._first() == OWE_PARSE_NAMED else OWE_PARSE)
         elif kind == B_BIND_COMPLETE:
             self._settle(OWE_BIND)
         elif kind == B_CLOSE_COMPLETE:
@@ -497,7 +499,7 @@ class BackState(ReplyQueue):
                 kept.append(entry)
             elif entry == COPY_END:
                 ended = True
-            elif entry & 63 == OWE_SYNC:
+            elif entry & 63 == OWE_SYNC or entry == OWE_REFUSED_FLUSH:
                 self.sync_dropped = True
             else:
                 # Anything else inside a copy is an error of the client's that eats the message.

@@ -26,6 +26,12 @@ OWE_CLOSE: Final = 8
 OWE_CLOSE_STATEMENT: Final = 9
 COPY_END: Final = 10
 """Not a debt: the place in the queue where CopyDone or CopyFail was forwarded before CopyInResponse was seen."""
+OWE_PARSE_NAMED: Final = 11
+"""Parse of a named statement; `OWE_PARSE` is that of the unnamed one, or of one that is noted."""
+OWE_REFUSAL: Final = 12
+"""A message that the server refuses for its form: an error, and nothing else."""
+OWE_REFUSED_FLUSH: Final = 13
+"""The same of a Flush, which a server that copies in ignores, whatever its form."""
 SWALLOW: Final = 64
 """Added to a debt whose replies are for the proxy and not for the client."""
 NOTED: Final = 128
@@ -75,6 +81,7 @@ class ReplyQueue:
         self.halted: int = HALT_NOT
         self.resumed: bool = False
         self.unnamed_lost: bool = False
+        self.unnamed_failed: bool = False
         self.description: bytes = b""
         self.closing_names: list[bytes] = []
         self.skipping: bool = False
@@ -160,6 +167,14 @@ class ReplyQueue:
         self.open_batch = False
         self.queue.append(OWE_SYNC)
 
+    def forwarded_refused_flush(self) -> None:
+        """Note a forwarded Flush that the server refuses for its form, unless it copies in."""
+        if self.copy_in:
+            # As with Sync: if the copy fails, it depends on which came first.
+            self.sync_dropped = True
+        else:
+            self.owe(OWE_REFUSED_FLUSH)
+
     def forwarded_copy_end(self) -> None:
         """Note a forwarded CopyDone or CopyFail; before CopyInResponse is seen its place in the queue matters."""
         if self.copy_in:
@@ -205,6 +220,7 @@ class ReplyQueue:
     def _drop_to_sync(self) -> None:
         """Forget what the server skips after an error in extended mode: all up to the next Sync."""
         failed = self.head
+        parse_failed = self.queue[failed] == OWE_PARSE
         parse_skipped = False
         notes = 0
         while self.head < len(self.queue):
@@ -223,10 +239,11 @@ class ReplyQueue:
             self.head += 1
         if notes and self.shelf.undo(notes):
             self._end_injection()
-        if parse_skipped and OWE_PARSE not in self.queue[self.head :]:
+        if (parse_failed or parse_skipped) and OWE_PARSE not in self.queue[self.head :]:
             # The unnamed statement may still be that of another client.
             self.unnamed_owner = 0
-            self.unnamed_lost = True
+            self.unnamed_failed = parse_failed
+            self.unnamed_lost = not parse_failed
         if self.head < len(self.queue):
             return
         self.queue.clear()

@@ -70,3 +70,14 @@ def is_word_in(name: bytes, text: bytes) -> bool:
             return True
         at = text.find(name, at + 1)
     return False
+
+
+def is_text(name: bytes, encoding: bytes) -> bool:
+    """Say whether a name is known to be text in that encoding of a client, as the server says it."""
+    if encoding != b"UTF8":
+        return name.isascii()
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 
 from harness.fakeserver import command_complete, data_row, error_response, parameter_status, ready, row_description
+from harness.malformed import is_refused
 from harness.rawclient import cstring, frame
 from proxy.session.desk import NEED_ERROR, NEED_NOTHING
 from proxy.session.relay import FOUND_NOTHING, FrontState
@@ -135,11 +136,18 @@ class ModelServer:
             return
         if kind in "PBDEC":
             self.since_sync = True
-        if self.skipping and kind != "S":
-            return
-        words = body.split(b"\0")
         if kind == "S":
             self.skipping = self.since_sync = False
+        elif self.skipping:
+            return
+        words = body.split(b"\0")
+        if is_refused(kind, body):
+            self._error("08P01")
+            if kind in "QFS":
+                self._ready()
+            else:
+                self.skipping = True
+        elif kind == "S":
             self._commit()
             self._ready()
         elif kind == "Q":

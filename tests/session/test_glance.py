@@ -6,6 +6,7 @@ import re
 
 import pytest
 from harness.fakeserver import command_complete, data_row, error_response, parameter_status, ready, row_description
+from harness.malformed import MALFORMED
 from harness.rawclient import bind, close, describe, execute, flush, frame, parse, query, sync
 from harness.relaymodel import NOTICE, RelayPair, copy_data, copy_done
 from hypothesis import given, settings
@@ -94,6 +95,8 @@ requests = st.sampled_from(
         close("name") + sync(),
         copy_data("row") + copy_done(),
         query("select 1") + query("select 2"),
+        *MALFORMED,
+        *(one + bind() + execute() + sync() for one in MALFORMED if one[:1] == b"P"),
         sync(),
     ]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.malformed import MALFORMED, damaged
 from harness.rawclient import bind, close, describe, execute, flush, parse, query, sync
 from harness.relaymodel import (
     NOTICE,
@@ -20,7 +21,7 @@ STATEMENTS = ["select", "dml", "begin", "commit", "rollback", "error", "copyin",
 
 queries = st.lists(st.sampled_from([*STATEMENTS, "setting"]), min_size=1, max_size=3).map(";".join).map(query)
 portals = st.sampled_from([*STATEMENTS, "suspend", "empty", "setting"])
-single = st.one_of(
+well_formed = st.one_of(
     queries,
     st.just(query("")),
     st.sampled_from(["ok", "ok", "error"]).map(parse),
@@ -32,6 +33,12 @@ single = st.one_of(
     st.just(flush()),
     st.sampled_from([function_call(1), function_call(2)]),
     st.sampled_from([copy_data("row"), copy_data("bad"), copy_done(), copy_fail()]),
+)
+single = st.one_of(
+    well_formed,
+    well_formed,
+    st.sampled_from(MALFORMED),
+    well_formed.filter(lambda one: one[0] not in b"dcf").flatmap(damaged),
 )
 # What drivers really send, so that long valid conversations are not left to chance.
 usual = st.one_of(

@@ -1,0 +1,164 @@
+"""Messages that PostgreSQL refuses for their form: what they owe, and what they leave as it was."""
+
+from __future__ import annotations
+
+import pytest
+from harness.fakeserver import command_complete, error_response, ready
+from harness.malformed import MALFORMED, damaged, is_refused
+from harness.rawclient import bind, close, describe, execute, flush, frame, parse, query, sync
+from harness.relaymodel import RelayPair, copy_data, copy_done
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.session.glance import glance_request
+from proxy.session.pins import PIN_UNNAMED
+from proxy.session.relay import FOUND_FAULT
+from proxy.session.reply_queue import ASKS_MORE
+from proxy.session.wellformed import is_malformed
+
+BAD_FLUSH = frame("H", b"yy")
+PARSED, BOUND = frame("1"), frame("2")
+COPY_IN = frame("G", b"\0\0\0")
+REFUSED = error_response("08P01", "invalid message format")
+NO_TEXT = error_response("22021", "invalid byte sequence")
+JUDGED = b"QPDCH"
+LONG = "select '" + "x" * 9000 + "'"
+judged = st.sampled_from(
+    [query("select"), parse("select", "name"), parse("select"), describe("name"), close("name"), flush()]
+)
+
+
+@given(
+    st.one_of(
+        st.sampled_from(MALFORMED).filter(lambda one: one[0] in JUDGED),
+        judged,
+        judged.flatmap(damaged).filter(bytes.isascii),
+    )
+)
+def test_a_message_is_malformed_where_the_server_reads_it_so(message: bytes) -> None:
+    expected = is_refused(chr(message[0]), message[5:])
+    assert is_malformed(message[0], message, 0, len(message)) == expected
+    assert is_malformed(message[0], b"??" + message + b"\0more", 2, 2 + len(message)) == expected
+
+
+@pytest.mark.parametrize("message", MALFORMED)
+def test_malformed_requests_are_not_judged_at_a_glance(message: bytes) -> None:
+    assert glance_request(message) == ASKS_MORE
+    if message[:1] == b"P":
+        assert glance_request(message + bind() + execute() + sync()) == ASKS_MORE
+
+
+def test_backend_of_a_malformed_flush_is_kept_until_the_sync() -> None:
+    pair = RelayPair()
+    pair.client(parse("select"), bind(), execute(), sync(), BAD_FLUSH)
+    pair.server(PARSED, BOUND, command_complete("SELECT 1"), ready())
+    assert not pair.releasable()
+    pair.server(REFUSED)
+    assert not pair.releasable()
+    pair.client(query("skipped"), sync())
+    pair.server(ready())
+    assert pair.releasable()
+    assert not pair.back.fault
+
+
+def test_malformed_flush_within_a_copy_is_ignored() -> None:
+    pair = RelayPair()
+    pair.client(query("copy"), BAD_FLUSH, copy_data("row"), copy_done())
+    pair.server(COPY_IN, command_complete("COPY 1"), ready())
+    assert pair.releasable()
+    pair.client(query("copy"))
+    pair.server(COPY_IN)
+    pair.client(BAD_FLUSH, copy_data("row"), copy_done())
+    pair.server(command_complete("COPY 1"), ready())
+    assert pair.releasable()
+
+
+def test_copy_that_fails_with_a_malformed_flush_inside_is_in_doubt() -> None:
+    pair = RelayPair()
+    pair.client(query("copy"), copy_data("bad"), BAD_FLUSH)
+    pair.server(COPY_IN, error_response("22P04", "no"), ready())
+    assert pair.back.doubt
+    assert not pair.releasable()
+
+
+@pytest.mark.parametrize("kind", list("QPDC"))
+def test_malformed_message_that_is_answered_otherwise_is_a_fault_of_the_server(kind: str) -> None:
+    pair = RelayPair()
+    pair.client(frame(kind, b"name"), sync())
+    pair.server(frame({"Q": "1", "P": "1", "D": "n", "C": "3"}[kind]))
+    assert pair.back.fault
+
+
+@pytest.mark.parametrize("message", [frame("Q", b"select\0x\0"), frame("P", b"\0select\0\0\1"), frame("C", b"Sx")])
+def test_unnamed_statement_outlives_a_malformed_message(message: bytes) -> None:
+    pair = RelayPair()
+    pair.client(parse("select 'kept'"), sync())
+    pair.server(PARSED, ready())
+    mark = pair.back.unnamed_owner
+    pair.client(message, sync())
+    pair.server(REFUSED, ready(), *[ready()] * message.startswith(b"Q"))
+    assert pair.releasable()
+    assert pair.front.desk.unnamed == parse("select 'kept'")
+    assert pair.back.unnamed_owner == pair.front.desk.unnamed_mark == mark
+
+
+@pytest.mark.parametrize("message", [parse("no SQL"), frame("P", b"\0\xff\0\0\0"), parse(LONG)])
+def test_nobody_has_the_unnamed_statement_behind_a_refused_parse(message: bytes) -> None:
+    pair = RelayPair()
+    pair.client(message, sync())
+    pair.server(NO_TEXT, ready())
+    assert pair.releasable()
+    assert pair.back.unnamed_owner == 0
+    assert pair.front.desk.unnamed == b""
+    assert not pair.pins() & PIN_UNNAMED
+
+
+def test_refused_parse_leaves_the_unnamed_statement_that_follows_alone() -> None:
+    pair = RelayPair()
+    pair.client(parse("no SQL"), sync(), parse("select 'kept'"), sync())
+    pair.server(NO_TEXT, ready(), PARSED, ready())
+    assert pair.front.desk.unnamed == parse("select 'kept'")
+    assert pair.back.unnamed_owner == pair.front.desk.unnamed_mark
+
+
+@pytest.mark.parametrize("answers", [[REFUSED], [PARSED, REFUSED]])
+def test_unnamed_statement_outlives_a_named_one_that_is_refused_or_skipped(answers: list[bytes]) -> None:
+    pair = RelayPair()
+    pair.client(parse("select 'former'"), sync())
+    pair.server(PARSED, ready())
+    pair.client(parse("select 'kept'"), sync())
+    pair.server(PARSED, ready())
+    pair.client(parse("ok" if len(answers) == 2 else "no SQL", "name"), bind(), parse("select", "other"), sync())
+    pair.server(*answers, ready())
+    assert pair.front.desk.unnamed == parse("select 'kept'")
+
+
+@pytest.mark.parametrize("kind", "HSDEC")
+def test_short_messages_of_impossible_length_are_not_forwarded(kind: str) -> None:
+    pair = RelayPair()
+    pair.client(frame(kind, bytes(9996)))
+    assert pair.front.found != FOUND_FAULT
+    pair = RelayPair()
+    pair.client(frame(kind, bytes(9997)))
+    assert pair.front.found == FOUND_FAULT
+    assert pair.to_server == b""
+    assert pair.front.fault_of(frame(kind, bytes(9997)))
+
+
+def test_malformed_flush_needs_a_backend() -> None:
+    front = RelayPair().front
+    assert front.discard(flush() + BAD_FLUSH) == len(flush())
+
+
+def test_malformed_sync_behind_a_refused_request_needs_a_backend() -> None:
+    front = RelayPair().front
+    bad = frame("S", b"junk")
+    assert front.refuse(parse("select")) == 0
+    assert front.discard(parse("select") + bad) == len(parse("select"))
+    assert not front.ends_skipping(bad)
+    assert not front.is_discarding()
+    assert front.refuse(bad) == len(bad)
+    assert front.answered
+    assert not front.is_discarding()
+    front.refuse(parse("select"))
+    assert front.ends_skipping(sync())
