@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -25,7 +26,7 @@ from proxy.observability.logs import configure_logs
 from proxy.routing.explain import Explanation
 from proxy.routing.names import Selectors
 from proxy.routing.resolver import Resolver
-from proxy.routing.snapshot import unusable
+from proxy.routing.snapshot import SnapshotError, SnapshotFile, unusable
 from proxy.settings import Settings, SettingsError, admin_token, load_settings
 from proxy.version import build_info
 from proxy.wire import StartupOptionError
@@ -33,7 +34,8 @@ from proxy.wire.options import parse_startup_options
 from registry import Registry, open_registry
 from registry.contract import RegistryUnavailable
 from registry.errors import RegistryError, SecretError
-from registry.location import parse_location
+from registry.location import SQLITE, parse_location
+from registry.opening import Absent
 from registry.secrets import KEYS_VARIABLE, KeyRing
 
 log = structlog.get_logger(__name__)
@@ -124,9 +126,9 @@ def serve(config: ConfigOption = None) -> None:
     token = admin_token(settings)
 
     async def run(selector: RelaySelector) -> None:
-        url = settings.registry.url.get_secret_value()
-        # A file that is missing has been lost or misspelled: an empty one in its place would serve nobody.
-        async with open_registry(url, keys, poll_interval=settings.registry.poll_interval, create=False) as opened:
+        url, interval = settings.registry.url.get_secret_value(), settings.registry.poll_interval
+        absent = await _what_if_absent(settings, keys)
+        async with open_registry(url, keys, poll_interval=interval, absent=absent) as opened:
             node = server.Node(
                 settings,
                 selector,
@@ -138,6 +140,26 @@ def serve(config: ConfigOption = None) -> None:
             await server.serve(node, on_ready=_announce)
 
     server.run(run, settings)
+
+
+async def _what_if_absent(settings: Settings, keys: KeyRing) -> Absent:
+    """Where there is a snapshot, a node goes on without an SQLite registry that is missing or broken.
+
+    Else it refuses to start: an empty file in the place of one that was lost or misspelled would serve nobody.
+    """
+    path, url = settings.routing.snapshot, settings.registry.url.get_secret_value()
+    if path is None or parse_location(url).kind != SQLITE:
+        return Absent.REFUSE
+    try:
+        SnapshotFile(path, keys, refusals=(SecretError, ValueError)).read(time.time())
+    except (SnapshotError, FileNotFoundError):
+        return Absent.REFUSE
+    try:
+        async with open_registry(url, keys, absent=Absent.REFUSE):
+            return Absent.REFUSE
+    except (RegistryError, RegistryUnavailable) as error:
+        log.error("the registry cannot be opened, the snapshot is used until it can be", reason=str(error))
+        return Absent.AWAIT
 
 
 def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
@@ -198,7 +220,7 @@ def _check_keys(settings: Settings) -> dict[str, str]:
         return {what: f"{KEYS_VARIABLE} is not set"}
 
     async def look() -> None:
-        async with open_registry(settings.registry.url.get_secret_value(), ring, create=False) as opened:
+        async with open_registry(settings.registry.url.get_secret_value(), ring, absent=Absent.REFUSE) as opened:
             await opened.check_secrets()
 
     try:
@@ -235,7 +257,7 @@ def explain(
 
     async def ask() -> Explanation:
         url = settings.registry.url.get_secret_value()
-        async with open_registry(url, KeyRing.from_environment(), create=False) as opened:
+        async with open_registry(url, KeyRing.from_environment(), absent=Absent.REFUSE) as opened:
             resolver = Resolver(opened.reader, rules=rules, config=wiring.resolver_config(settings))
             try:
                 return await resolver.explain(Selectors(user, database, pairs, sni), address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from enum import Enum
 from typing import Final
 
 from registry.errors import NotFound
@@ -16,6 +17,15 @@ from registry.store import schema
 from registry.store.database import Database
 
 POLL_INTERVAL: Final = 0.5
+
+
+class Absent(Enum):
+    """What to do where an SQLite registry is missing or has no tables."""
+
+    MAKE = "make"
+    REFUSE = "refuse"
+    AWAIT = "await"
+    """Open it all the same: look-ups fail until it is there.  Nothing is made or migrated."""
 
 
 class Registry:
@@ -32,9 +42,14 @@ class Registry:
         self.service = RegistryService(database, vault)
         self._migrated: tuple[str | None, str] | None = None
 
-    async def open(self) -> None:
+    async def open(self, absent: Absent) -> None:
         """Bring an SQLite file to this program's version; of a PostgreSQL database nothing is asked yet."""
-        if self.location.kind == SQLITE and await schema.current(self._database) != schema.newest_revision():
+        if self.location.kind != SQLITE or absent is Absent.AWAIT:
+            return
+        present = await schema.current(self._database)
+        if present is None and absent is Absent.REFUSE:
+            raise self._database.no_tables()
+        if present != schema.newest_revision():
             self._migrated = await schema.upgrade(self._database)
 
     async def upgrade(self) -> tuple[str | None, str]:
@@ -70,32 +85,38 @@ class Registry:
 
 @asynccontextmanager
 async def open_registry(
-    url: str, keyring: KeyRing | None = None, *, poll_interval: float = POLL_INTERVAL, create: bool = True
+    url: str,
+    keyring: KeyRing | None = None,
+    *,
+    poll_interval: float = POLL_INTERVAL,
+    absent: Absent = Absent.MAKE,
 ) -> AsyncIterator[Registry]:
     """Open the registry at `sqlite:///path` or `postgresql://user@host/database`, and close it at the end.
 
-    An SQLite file is made where it is missing (unless `create` is False: NotFound) and brought to this program's
-    version.  A PostgreSQL database is first asked when it is needed, so that a node can start while it is down;
-    `Registry.upgrade` makes its tables.  Without a key ring everything works that touches no secret.
-    `poll_interval` is the longest time in seconds until a change is seen.
+    An SQLite file is made where it is missing (unless `absent` is REFUSE: NotFound, or SchemaError for one without
+    tables) and brought to this program's version.  A PostgreSQL database is first asked when it is needed, so that a
+    node can start while it is down; `Registry.upgrade` makes its tables.  Without a key ring everything works that
+    touches no secret.  `poll_interval` is the longest time in seconds until a change is seen.
 
     Raises Invalid for a bad URL, and for SQLite SchemaError and RegistryUnavailable.
     """
-    database = _database(parse_location(url), create=create)
+    database = _database(parse_location(url), absent)
     registry = Registry(database, Vault(keyring), poll_interval=poll_interval)
     try:
-        await registry.open()
+        await registry.open(absent)
         yield registry
     finally:
         await registry.close()
 
 
-def _database(location: Location, *, create: bool) -> Database:
+def _database(location: Location, absent: Absent) -> Database:
     if location.kind == SQLITE:
         from registry.store.sqlite import SqliteDatabase  # noqa: PLC0415 (one driver is loaded, not both)
 
         sqlite = SqliteDatabase(location)
-        if not create and not sqlite.path.exists():
+        if absent is Absent.AWAIT:
+            return sqlite
+        if absent is Absent.REFUSE and not sqlite.path.exists():
             raise NotFound(
                 f"there is no registry {location}",
                 "`pgtenant registry upgrade` makes one; --registry or PGTENANT_REGISTRY names another place",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -25,7 +25,24 @@ from registry.feed import follow
 from registry.operations import keys
 from registry.secrets import Vault
 from registry.store.database import Database
-from registry.store.tables import clock, login_md5, logins, servers, tenant_names, tenants
+from registry.store.tables import (
+    change_log,
+    clock,
+    login_md5,
+    logins,
+    registry_secrets,
+    servers,
+    tenant_names,
+    tenants,
+)
+
+_VERSION: Final = sa.select(clock.c.v).where(
+    *(
+        ~sa.exists(sa.select(*table.c).where(sa.false()))
+        for table in (change_log, servers, tenants, tenant_names, logins, login_md5, registry_secrets)
+    )
+)
+"""The version, of a registry that has all tables and columns: without them its nodes must not count it as there."""
 
 AT_MOST = 2
 """How many rows are enough to see that a name is ambiguous."""
@@ -84,7 +101,7 @@ class StoredReader:
 
     async def version(self) -> int:
         with _only_unavailable():
-            version: int = (await self._database.fetch(sa.select(clock.c.v)))[0].v
+            version: int = (await self._database.fetch(_VERSION))[0].v
             return version
 
     async def changes(self, *, after: int | None = None) -> AsyncGenerator[Sequence[RouteChange], None]:

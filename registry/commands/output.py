@@ -22,7 +22,7 @@ from registry.domain.names import format_address
 from registry.errors import Invalid, RegistryError
 from registry.location import SQLITE
 from registry.manifest.differences import shown
-from registry.opening import Registry, open_registry
+from registry.opening import Absent, Registry, open_registry
 from registry.secrets import KeyRing
 
 T = TypeVar("T")
@@ -47,8 +47,9 @@ def ask(
     """
 
     async def run() -> T:
-        keyring = KeyRing.from_environment()
-        async with open_registry(registry_url(registry, config), keyring, create=writing) as opened:
+        url, keyring = registry_url(registry, config), KeyRing.from_environment()
+        absent = Absent.MAKE if writing else Absent.REFUSE
+        async with open_registry(url, keyring, absent=absent) as opened:
             if opened.location.kind != SQLITE:
                 await opened.check_schema()
             if writing:

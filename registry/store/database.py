@@ -178,3 +178,10 @@ class Database(ABC):
     def no_tables(self) -> SchemaError:
         """The error for a registry that was never set up."""
         return SchemaError(f"there is no registry in {self.location} yet", "run `pgtenant registry upgrade`")
+
+    def incomplete(self, text: str) -> SchemaError:
+        """The error for a registry that lacks a table or a column; `text` is the database's own."""
+        return SchemaError(
+            f"the registry {self.location} is not whole: {text}",
+            "run `pgtenant registry upgrade`; where that says that all is done, restore it from a backup",
+        )

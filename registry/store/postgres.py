@@ -99,7 +99,7 @@ class PostgresDatabase(Database):
         # SQLAlchemy puts an exception of its own around the driver's.
         cause = error.__cause__ if isinstance(error.__cause__, asyncpg.PostgresError) else error
         if isinstance(cause, _MISSING_TABLE):
-            return self.no_tables()
+            return self.incomplete(str(cause))
         if isinstance(cause, _REFUSED):
             return RegistryError(f"{self.location}: {cause}", "use a role that owns the registry's tables")
         if isinstance(cause, asyncpg.LockNotAvailableError):

@@ -132,7 +132,7 @@ class SqliteDatabase(Database):
     def explain(self, error: BaseException) -> Exception:
         text = str(error)
         if text.startswith(_MISSING_TABLE):
-            return self.no_tables()
+            return self.incomplete(text)
         if "locked" in text:
             return RegistryUnavailable(f"{self.location}: another process has kept it locked for {LOCK_TIMEOUT:g} s")
         if "file is not a database" in text or "malformed" in text:

@@ -19,7 +19,7 @@ from harness.waiting import wait_until
 
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.facts import ServerFacts
-from registry.contract import Limits
+from registry.contract import Limits, TenantState
 
 MakeDatabase = Callable[..., Database]
 StartProxy = Callable[..., ProxyProcess]
@@ -173,6 +173,28 @@ def test_a_node_does_not_put_an_empty_registry_in_the_place_of_one_that_is_gone(
     assert "there is no registry" in " ".join(proxy.logs().split())
     proxy.start()
     assert told(proxy.url_of(tenant)) == ""
+
+
+@pytest.mark.parametrize("lose", [away, corrupt])
+def test_a_node_starts_from_its_snapshot_where_the_registrys_file_is_gone_or_broken(
+    lose: Callable[[RegistryUnderTest], AbstractContextManager[None]],
+    tenant: TenantUnderTest,
+    registry: RegistryUnderTest,
+    start_proxy: StartProxy,
+    tmp_path: Path,
+) -> None:
+    proxy = start_proxy(routing={"snapshot": str(tmp_path / "routes.snapshot")})
+    assert told(proxy.url_of(tenant)) == ""
+    assert proxy.stop() == 0
+    with lose(registry):
+        proxy.start()
+        assert told(proxy.url_of(tenant)) == ""
+        status, body = proxy.http("GET", "/readyz")
+        assert (status, "serving from memory" in body) == (200, True)
+        assert "the registry cannot be opened, the snapshot is used until it can be" in proxy.logs()
+        assert "Traceback" not in proxy.logs()
+    registry.set_tenant(tenant.slug, state=TenantState.SUSPENDED)
+    wait_until(lambda: "suspended" in told(proxy.url_of(tenant)), what="a change of the registry that is back")
 
 
 @pytest.mark.parametrize("content", [b"nonsense", b"", None])

@@ -9,15 +9,19 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from registry import open_registry
+from registry import Registry, open_registry
+from registry.contract import RegistryUnavailable
 from registry.errors import NotFound, SchemaError
-from registry.location import parse_location
+from registry.location import POSTGRESQL, SQLITE, parse_location
+from registry.opening import Absent
 from registry.secrets import KeyRing
 from registry.store import schema
 from registry.store.database import Database
 from registry.store.postgres import PostgresDatabase
 from registry.store.sqlite import SqliteDatabase
 from registry.store.tables import metadata
+
+CASCADE = {SQLITE: "", POSTGRESQL: " CASCADE"}
 
 
 def database_at(url: str) -> Database:
@@ -107,7 +111,7 @@ async def test_tables_of_a_newer_program_are_left_alone(registry_url: str, keyri
 
 async def test_a_missing_file_is_not_made_by_who_only_reads(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="there is no registry"):
-        async with open_registry(f"sqlite:///{tmp_path}/typo.db", create=False):
+        async with open_registry(f"sqlite:///{tmp_path}/typo.db", absent=Absent.REFUSE):
             pass
     assert not (tmp_path / "typo.db").exists()
 
@@ -118,3 +122,19 @@ async def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "registry.db") as connection:
         assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+async def test_a_file_without_tables_is_no_registry_to_those_who_make_none(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(SchemaError, match="there is no registry"):
+        async with open_registry(f"sqlite:///{tmp_path}/empty.db", absent=Absent.REFUSE):
+            pass
+
+
+@pytest.mark.parametrize("table", ["servers", "tenant_names", "login_md5", "registry_secrets"])
+async def test_a_registry_that_lacks_a_table_has_no_version_for_nodes(registry: Registry, table: str) -> None:
+    assert await registry.reader.version() >= 0
+    async with registry._database.writing.connect() as connection, connection.begin():
+        await connection.exec_driver_sql(f"DROP TABLE {table}{CASCADE[registry.location.kind]}")
+    with pytest.raises(RegistryUnavailable, match=rf"is not whole: .*{table}"):
+        await registry.reader.version()
