@@ -322,7 +322,7 @@ def _print_explanation(found: Explanation) -> None:
         addresses = ", ".join(where.addresses)
         lines = (
             f"tenant {where.tenant} ({where.state}), generation {where.generation}",
-            f"server {where.server} ({addresses}), database {where.database}",
+            f"server {where.server} ({addresses}), database {where.database}{', shared' if where.shared else ''}",
             f"role {where.role}, pool mode {where.pool_mode}",
         )
         console.print(escape("\n".join(lines)), highlight=False)

@@ -28,7 +28,7 @@ DEFAULT_AUTH_QUERY: Final = (
 
 
 class TenantState(StrEnum):
-    """Where a tenant's database stands; only READY is served."""
+    """Where a tenant stands; only READY is served, from its own database or, where it says so, from the shared one."""
 
     PENDING = "PENDING"
     CREATING = "CREATING"
@@ -244,7 +244,8 @@ class ServerInfo:
 class Limits:
     """A tenant's own limits; None means the node's default.  Times are seconds, 0 switches a time limit off.
 
-    Opening a backend (`connect_timeout`) and logging in (`login_timeout`) always have a limit.
+    Opening a backend (`connect_timeout`) and logging in (`login_timeout`) always have a limit.  `weight` is for shares
+    of a full server, which nodes do not count yet; so nobody can set it.
     """
 
     pool_size: int | None = None
@@ -269,7 +270,8 @@ class Route:
 
     `generation` grows with every change that makes open backends of this tenant obsolete (another server,
     database, role or password); backends of an older generation die when released.  `server` and
-    `database_name` are None for a tenant that has no database of its own yet (`PENDING`).  `verifiers` None is the
+    `database_name` are None for a tenant that has no database of its own: one that is `PENDING`, and one that has said
+    that it is served from the shared database (`shared`), whose place the node puts in.  `verifiers` None is the
     node's default.  `networks` are those that clients may come from; empty: from anywhere.
     """
 
@@ -287,6 +289,7 @@ class Route:
     limits: Limits = Limits()
     verifiers: VerifierSource | None = None
     networks: tuple[Network, ...] = ()
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

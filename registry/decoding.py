@@ -73,6 +73,7 @@ class Decoder:
             limits=tenant.limits,
             verifiers=tenant.verifiers,
             networks=tuple(ip_network(network) for network in tenant.networks),
+            shared=tenant.shared,
         )
 
     def _server(self, part: _Part) -> ServerInfo:

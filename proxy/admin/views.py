@@ -16,6 +16,7 @@ from proxy.admin.tables import Row
 from proxy.net.backend_link import BackendLink
 from proxy.net.client_link import ClientLink
 from proxy.net.front_door import ClientInfo
+from proxy.net.hub import held_back
 from proxy.net.pipe_link import PipeClient
 from proxy.pool.counters import Counters
 from proxy.pool.ledger import (
@@ -239,7 +240,7 @@ def _pool(pool: PoolLedger, moment: Moment) -> Row:
         int(waited % 1.0 * 1e6),
         pool.tenant.pool_size,
         pool.min_size,
-        (pool.held_back_state or "removed") if pool.flags & FLAG_HELD_BACK else "",
+        held_back(pool).spec.name if pool.flags & FLAG_HELD_BACK else "",
         pool.last_error,
     )
 

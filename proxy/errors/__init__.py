@@ -24,6 +24,7 @@ from proxy.errors.connecting import (
     LOGIN_TIMEOUT,
     PROTOCOL_VIOLATION,
     REPLICATION_REFUSED,
+    SCRAM_NEEDED,
     TLS_REQUIRED,
     UNSUPPORTED_PROTOCOL,
 )
@@ -70,6 +71,9 @@ from proxy.errors.naming import (
 )
 from proxy.errors.waiting import (
     BACKEND_LOGIN_FAILED,
+    NO_DATABASE,
+    NO_ROLE,
+    NO_SHARED_DATABASE,
     NODE_STOPPING,
     NOT_READY,
     REGISTRY_DOWN,
@@ -112,6 +116,9 @@ __all__ = [
     "MAX_FIELD_CHARS",
     "NODE_STOPPING",
     "NOT_READY",
+    "NO_DATABASE",
+    "NO_ROLE",
+    "NO_SHARED_DATABASE",
     "POOL_PINNED",
     "PROTOCOL_VIOLATION",
     "QUERY_CANCELED",
@@ -121,6 +128,7 @@ __all__ = [
     "RELOAD_FAILED",
     "REPLICATION_REFUSED",
     "RESULT_TYPE_CHANGED",
+    "SCRAM_NEEDED",
     "SERVER_DOWN",
     "SESSION_STATE_LEFT",
     "SESSION_STATE_REFUSED",

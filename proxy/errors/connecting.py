@@ -110,6 +110,15 @@ CLEARTEXT_FORBIDDEN: Final = ErrorSpec(
     "set listen.allow_cleartext_password = true.",
     retry_safe=False,
 )
+SCRAM_NEEDED: Final = ErrorSpec(
+    name="scram_needed",
+    sqlstate="28000",
+    severity=Severity.FATAL,
+    log_level="info",
+    text='user "{user}" is a role of the tenant\'s server, and can only log in with SCRAM-SHA-256',
+    hint="Use a driver that supports SCRAM-SHA-256, or let the operator add a login of this name.",
+    retry_safe=False,
+)
 
 SPECS: Final = (
     PROTOCOL_VIOLATION,
@@ -123,4 +132,5 @@ SPECS: Final = (
     CERTIFICATE_OF_ANOTHER,
     CHANNEL_BINDING_FAILED,
     CLEARTEXT_FORBIDDEN,
+    SCRAM_NEEDED,
 )

@@ -20,9 +20,39 @@ NOT_READY: Final = ErrorSpec(
     sqlstate="57P03",
     severity=Severity.FATAL,
     log_level="info",
-    text='the database of tenant "{tenant}" is not ready: its state is {state}',
+    text='the database of tenant "{tenant}" is not ready: {reason}',
     hint='Connect again later; "pgtenant tenant show {tenant}" tells the operator what it is waiting for.',
     retry_safe=True,
+)
+NO_DATABASE: Final = ErrorSpec(
+    name="no_database",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="info",
+    text='tenant "{tenant}" has no database yet',
+    hint='The operator gives it one with "pgtenant tenant set {tenant} --server NAME --database NAME", or lets it be '
+    "served from the shared database with --shared.",
+    retry_safe=False,
+)
+NO_SHARED_DATABASE: Final = ErrorSpec(
+    name="no_shared_database",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="warning",
+    text='tenant "{tenant}" is to be served from the shared database, and this proxy has none that is ready',
+    hint="Connect again later; the operator names the tenant whose database is shared with routing.shared_tenant, and "
+    'sees with "pgtenant tenant show" whether that one is READY.',
+    retry_safe=True,
+)
+NO_ROLE: Final = ErrorSpec(
+    name="no_role",
+    sqlstate="57P03",
+    severity=Severity.FATAL,
+    log_level="warning",
+    text='the proxy has no role with which to log in to the database of tenant "{tenant}"',
+    hint='The operator names one with "pgtenant tenant set {tenant} --role USER --role-password-file FILE", or one for '
+    'all tenants of the server with "pgtenant server set".',
+    retry_safe=False,
 )
 SERVER_DOWN: Final = ErrorSpec(
     name="server_down",
@@ -74,6 +104,9 @@ NODE_STOPPING: Final = ErrorSpec(
 SPECS: Final = (
     SUSPENDED,
     NOT_READY,
+    NO_DATABASE,
+    NO_SHARED_DATABASE,
+    NO_ROLE,
     SERVER_DOWN,
     BACKEND_LOGIN_FAILED,
     REGISTRY_DOWN,

@@ -17,10 +17,11 @@ from proxy.errors import (
     INTERNAL,
     INVALID_OPTIONS,
     LOGIN_TIMEOUT,
+    NO_ROLE,
     NODE_STOPPING,
-    NOT_READY,
     PROTOCOL_VIOLATION,
     QUERY_CANCELED,
+    SCRAM_NEEDED,
     TENANT_TOO_MANY_CLIENTS,
     TERMINATED,
     TOO_MANY_CLIENTS,
@@ -384,8 +385,8 @@ class FrontDoor:
         if failure is not None:
             raise failure
         override = self._role_of(resolution, route, proof)
-        if (override or route.role) is None or route.server is None or route.database_name is None:
-            raise Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, without a database or a role")
+        if (override or route.role) is None:
+            raise Failure(NO_ROLE, tenant=route.slug)
         pool = self._tenancy.pool_for(route, override, self._hub.selector.now)
         if pool.flags & FLAG_HELD_BACK:
             raise held_back(pool)
@@ -402,7 +403,7 @@ class FrontDoor:
         if route.role is not None and route.role.user == login.user and route.role.password is not None:
             return None
         if proof.client_key is None:
-            raise Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, and its users need SCRAM to log in")
+            raise Failure(SCRAM_NEEDED, user=login.user)
         key = ClientKey(resolution.verifier, proof.client_key)
         return PassThrough(login.user, self._client_keys.keep((route.tenant_id, login.user), key))
 

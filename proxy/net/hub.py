@@ -16,7 +16,6 @@ from proxy.errors import (
     BACKEND_LOST,
     INTERNAL,
     INVALID_OPTIONS,
-    NOT_READY,
     POOL_PINNED,
     PROTOCOL_VIOLATION,
     QUEUE_TIMEOUT,
@@ -25,7 +24,6 @@ from proxy.errors import (
     SESSION_STATE_LEFT,
     SESSION_STATE_REFUSED,
     STATEMENT_MODE_TRANSACTION,
-    SUSPENDED,
     TERMINATED,
     TOO_MANY_WAITING,
     Failure,
@@ -61,6 +59,7 @@ from proxy.pool.ledger import (
 )
 from proxy.pool.pool import NEVER, Effects, PoolDriver
 from proxy.pool.tenancy import PASSED
+from proxy.routing.verdict import service_failure
 from proxy.session.parameters import ParameterSet, ParameterTable
 from proxy.session.pins import NAMES, pin_names
 
@@ -401,9 +400,6 @@ class Hub(Effects, LinkHost):
 
 def held_back(pool: PoolLedger) -> Failure:
     """Say why a tenant is not served now."""
-    state = pool.held_back_state
-    if state == "SUSPENDED":
-        return Failure(SUSPENDED, tenant=pool.tenant.slug)
-    if not state:
-        return Failure(TERMINATED, reason=f'tenant "{pool.tenant.slug}" was removed')
-    return Failure(NOT_READY, tenant=pool.tenant.slug, state=state)
+    route = pool.held_back_route
+    failure = None if route is None else service_failure(route, route.role)
+    return failure or Failure(TERMINATED, reason=f'tenant "{pool.tenant.slug}" was removed')

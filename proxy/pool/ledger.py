@@ -16,6 +16,7 @@ from typing import Final
 from proxy.pool.counters import Counters
 from proxy.pool.time_limits import TimeLimits
 from proxy.session.pins import POLICY_PIN
+from registry.contract import Route
 
 # The states of a backend.
 CONNECTING: Final = 0
@@ -180,7 +181,7 @@ class PoolLedger:
         self.login_refused = ""
         self.awaits_creation = False
         self.last_used = 0.0
-        self.held_back_state = ""
+        self.held_back_route: Route | None = None
         self.counters = tenant.counters
         self.mode = 0
         self.target: object = None

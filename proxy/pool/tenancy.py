@@ -232,11 +232,11 @@ class Tenancy:
             # The pool of a login's own role keeps its credentials; the login brings new ones.
             self._renew(pool, route, role, now)
             if pool.flags & FLAG_HELD_BACK:
-                pool.held_back_state = ""
+                pool.held_back_route = None
                 self.driver.let_go(pool, now)
             self.driver.grow(pool, now)
             return
-        pool.held_back_state = route.state.value if route is not None else ""
+        pool.held_back_route = route
         self.driver.hold_back(pool, now)
 
     def _renew(self, pool: PoolLedger, route: Route, role: Credentials | PassThrough, now: float) -> None:

@@ -51,6 +51,7 @@ def encode_route(route: Route) -> Json:
         "session_state": route.session_state.value,
         "verifiers": None if route.verifiers is None else route.verifiers.value,
         "networks": [str(network) for network in route.networks],
+        "shared": route.shared,
         "limits": {one.name: getattr(route.limits, one.name) for one in fields(Limits)},
     }
 
@@ -71,6 +72,8 @@ def decode_route(data: Mapping[str, Any]) -> Route:
         session_state=SessionStatePolicy(data["session_state"]),
         verifiers=_optional(data["verifiers"], VerifierSource),
         networks=tuple(ip_network(_text(network)) for network in data["networks"]),
+        # A snapshot of the previous version knows of nobody who has said so.
+        shared=_typed(data.get("shared", False), bool),
         limits=_decode_limits(data["limits"]),
     )
 

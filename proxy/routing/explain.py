@@ -7,8 +7,7 @@ from typing import Any
 
 from proxy.errors import Failure
 from proxy.routing.names import Selectors, Source
-from proxy.routing.shared import is_shared
-from proxy.routing.verdict import Found, Survey, fits
+from proxy.routing.verdict import Found, Survey, fits, service_failure
 from registry.contract import Login, Route, VerifierSource
 
 
@@ -85,6 +84,9 @@ def explanation(
     of the tenant's.
     """
     route, login = survey.route, None if barred else survey.effective_login
+    role = _role(survey, asks_server=asks_server)
+    if failed is None and route is not None:
+        failed = service_failure(route, role)
     named = None if login is None else _login(login)
     if named is None and asks_server and not barred:
         named = f"{survey.user} (if its server has such a role)"
@@ -92,7 +94,7 @@ def explanation(
         user=survey.user,
         steps=tuple(_steps(survey)),
         login=named,
-        destination=None if route is None else _destination(route, _role(survey, asks_server=asks_server)),
+        destination=None if route is None else _destination(route, role),
         problem=None if failed is None else problem(failed),
         note="the tenant's clients may not come from this address" if barred else None,
     )
@@ -164,5 +166,5 @@ def _destination(route: Route, role: str | None) -> Destination:
         role=role,
         pool_mode=route.pool_mode.value,
         generation=route.generation,
-        shared=is_shared(route),
+        shared=route.shared,
     )

@@ -10,19 +10,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
+from typing import Final
 
 from proxy.errors import (
     AMBIGUOUS_TENANT,
     INVALID_PASSWORD,
+    NO_DATABASE,
+    NO_ROLE,
+    NO_SHARED_DATABASE,
     NOT_READY,
     SUSPENDED,
     UNKNOWN_TENANT,
     Failure,
 )
 from proxy.routing.names import Reading, Source, Statement, contradiction, disagreement
-from proxy.routing.shared import is_shared
 from registry.contract import Login, Route, TenantState
 
+_UNDER_WAY: Final = {
+    TenantState.CREATING: "it is being created",
+    TenantState.MOVING: "it is being moved",
+    TenantState.ERROR: "creating or moving it has failed",
+}
 _CHECK_BOTH = (
     "If both mean the same tenant, the password or the user name is wrong; else name the tenant once, or the same way "
     "everywhere."
@@ -169,19 +177,23 @@ def failure(survey: Survey) -> Failure | None:
 
 
 def state_failure(route: Route) -> Failure | None:
-    """Why clients of this tenant are not served now; None: they are.
-
-    A route is served in the state READY, and in PENDING where it leads to the shared database.
-    """
+    """Why clients of this tenant are not served now; None: they are, in the state READY and with a database alone."""
     if route.state is TenantState.SUSPENDED:
         return Failure(SUSPENDED, tenant=route.slug)
     if route.state is TenantState.DROPPING:
         return Failure(UNKNOWN_TENANT, tenant=route.slug)
-    if route.state is TenantState.READY or is_shared(route):
-        if route.server is None or route.database_name is None:
-            return Failure(NOT_READY, tenant=route.slug, state=f"{route.state}, but without a database")
+    if route.state in _UNDER_WAY:
+        return Failure(NOT_READY, tenant=route.slug, reason=_UNDER_WAY[route.state])
+    if route.state is TenantState.READY and route.server is not None and route.database_name is not None:
         return None
-    return Failure(NOT_READY, tenant=route.slug, state=route.state)
+    is_shared = route.state is TenantState.READY and route.shared
+    return Failure(NO_SHARED_DATABASE if is_shared else NO_DATABASE, tenant=route.slug)
+
+
+def service_failure(route: Route, role: object | None) -> Failure | None:
+    """The same for clients whose backends would log in with this role, None where there is none."""
+    failed = state_failure(route)
+    return Failure(NO_ROLE, tenant=route.slug) if failed is None and role is None else failed
 
 
 def find(

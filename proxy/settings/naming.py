@@ -35,7 +35,7 @@ class RoutingSettings(Section):
     )
     shared_tenant: str | None = live(
         default=None,
-        description="Slug of the tenant whose database serves tenants that are PENDING, having none of their own.",
+        description="Slug of the tenant whose database serves those that say so, having none of their own (--shared).",
     )
     cached_routes: Count = live(default=100_000, description="Tenants remembered at most.")
     cached_logins: Count = live(default=100_000, description="Logins remembered at most.")

@@ -73,6 +73,10 @@ LimitOption = Annotated[
     ),
 ]
 
+SharedOption = Annotated[
+    bool,
+    typer.Option("--shared", help="Serve it from the shared database, beside all others that say so."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Put it on a server that is draining, too.")]
 
 COLUMNS: Final = ("slug", "state", "server", "database", "role", "pool mode", "aliases", "limits")
@@ -108,10 +112,11 @@ def add(
     registry: RegistryOption = None,
     config: ConfigOption = None,
     *,
+    shared: SharedOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a tenant with a database that exists; without one it is PENDING.
+    """Add a tenant on a database that exists; without one it is PENDING, and its clients are refused.
 
     pgtenant tenant add acme --server eu1 --database acme_data --limit pool_size=10
     """
@@ -128,6 +133,7 @@ def add(
             verifiers=given(verifiers),
             networks=_several(network),
             limits=read_limits(limit, Limits()) if limit else KEEP,
+            shared=shared,
         )
     tenant = ask(
         registry, config, lambda opened: opened.service.add_tenant(slug, wanted, _placement(force=force)), writing=True
@@ -135,7 +141,7 @@ def add(
     _print(
         tenant,
         as_json=as_json,
-        done=f"added tenant {slug!r}, {tenant.state}; `pgtenant login add app --tenant {slug}` lets an application in",
+        done=f"added tenant {slug!r}, {tenant.state}; {_next_step(tenant)}",
     )
 
 
@@ -153,8 +159,8 @@ def show_all(
         print_json([_members(one) for one in found])
         return
     rows = [
-        (one.slug, one.state, one.server, one.database_name, one.role_user, one.pool_mode, one.aliases,
-         _limits(one.limits))
+        (one.slug, one.state, one.server, "(shared)" if one.shared else one.database_name, one.role_user, one.pool_mode,
+         one.aliases, _limits(one.limits))
         for one in found
     ]  # fmt: skip
     print_table(COLUMNS, rows, empty="There are no such tenants.  `pgtenant tenant add SLUG` adds one.")
@@ -202,6 +208,8 @@ def change(
     no_role: Annotated[bool, typer.Option("--no-role", help="Use the server's default role.")] = False,
     no_verifiers: Annotated[bool, typer.Option("--no-verifiers", help="As the node's settings say.")] = False,
     no_network: Annotated[bool, typer.Option("--no-network", help="Let clients come from anywhere.")] = False,
+    shared: SharedOption = False,
+    no_shared: Annotated[bool, typer.Option("--no-shared", help="Serve it from the shared database no more.")] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -228,6 +236,7 @@ def change(
                 verifiers=given(verifiers, cleared=no_verifiers),
                 networks=_several(network, cleared=no_network),
                 limits=limits,
+                shared=_switch(on=shared, off=no_shared),
             ),
             _placement(force=force),
         )
@@ -267,6 +276,17 @@ def remove(
     _print(found, as_json=as_json, done=f"removed tenant {found.slug!r}{where}")
 
 
+def _next_step(tenant: Tenant) -> str:
+    if tenant.state is TenantState.PENDING:
+        return f"`pgtenant tenant set {tenant.slug} --server NAME --database NAME` gives it the database that it lacks"
+    return f"`pgtenant login add app --tenant {tenant.slug}` lets an application in"
+
+
+def _switch(*, on: bool, off: bool) -> bool | Keep:
+    wanted = given(on or None, cleared=off)
+    return False if wanted is None else wanted
+
+
 def _placement(*, force: bool) -> Placement:
     return Placement.FORCED if force else Placement.CHECKED
 
@@ -300,6 +320,7 @@ def _members(tenant: Tenant) -> dict[str, Any]:
         "session_state": tenant.session_state,
         "verifiers": tenant.verifiers,
         "networks": tenant.networks,
+        "shared": tenant.shared,
         "generation": tenant.generation,
     }
 

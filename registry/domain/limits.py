@@ -10,7 +10,6 @@ from registry.contract import Limits
 from registry.errors import Invalid
 
 MAX_COUNT: Final = 1_000_000
-MAX_WEIGHT: Final = 1_000
 MAX_SECONDS: Final = 30 * 86_400
 
 COUNTS: Final = {
@@ -18,7 +17,6 @@ COUNTS: Final = {
     "min_pool_size": (0, MAX_COUNT),
     "max_clients": (1, MAX_COUNT),
     "max_waiting": (0, MAX_COUNT),
-    "weight": (1, MAX_WEIGHT),
 }
 TIMES: Final = (
     "queue_wait_timeout",
@@ -33,7 +31,10 @@ TIMES: Final = (
 )
 NEVER_OFF: Final = frozenset({"login_timeout", "connect_timeout"})
 """Without these limits a silent peer would be waited for as long as it likes."""
-LIMIT_NAMES: Final = tuple(field.name for field in fields(Limits))
+NO_LIMIT: Final = "weight"
+"""What the contract and the tables have a place for, and no node makes anything of."""
+LIMIT_NAMES: Final = tuple(field.name for field in fields(Limits) if field.name != NO_LIMIT)
+"""The limits that can be set."""
 
 
 def check_limits(limits: Limits) -> Limits:

@@ -80,7 +80,10 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant; without a role of its own its backends log in with the default role of its server."""
+    """A tenant; without a role of its own its backends log in with the default role of its server.
+
+    `shared`: it has no database of its own and is served from the one that nodes know as the shared database.
+    """
 
     tenant_id: int
     slug: str
@@ -98,6 +101,7 @@ class Tenant:
     verifiers: VerifierSource | None = None
     networks: tuple[str, ...] = ()
     generation: int = 1
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,8 @@ class ServerChange:
 class TenantChange:
     """What to make of a tenant; `server` is the server's name.
 
-    Without `state` a tenant that gets its database becomes READY, and one that loses it PENDING.
+    Without `state` a tenant that gets its database, or says that it is served from the shared one, becomes READY, and
+    one that loses either PENDING.
     """
 
     state: TenantState | Keep = KEEP
@@ -163,6 +168,7 @@ class TenantChange:
     session_state: SessionStatePolicy | Keep = KEEP
     verifiers: VerifierSource | Keep | None = KEEP
     networks: tuple[str, ...] | Keep = KEEP
+    shared: bool | Keep = KEEP
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,6 @@ def check_transition(slug: str, before: TenantState, after: TenantState) -> Tena
     )
 
 
-def resting_state(*, has_database: bool) -> TenantState:
-    """The state of a tenant with which nothing is going on."""
-    return TenantState.READY if has_database else TenantState.PENDING
+def resting_state(*, has_place: bool) -> TenantState:
+    """The state of a tenant with which nothing is going on; its place is a database of its own or the shared one."""
+    return TenantState.READY if has_place else TenantState.PENDING

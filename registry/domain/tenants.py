@@ -31,6 +31,7 @@ def change_tenant(before: Tenant, change: TenantChange, *, server_id: int | None
         session_state=chosen(change.session_state, before.session_state),
         verifiers=chosen(change.verifiers, before.verifiers),
         networks=check_networks(chosen(change.networks, before.networks)),
+        shared=chosen(change.shared, before.shared),
         has_role_password=before.has_role_password
         if change.role_password is KEEP
         else change.role_password is not None,
@@ -44,8 +45,14 @@ def change_tenant(before: Tenant, change: TenantChange, *, server_id: int | None
     if (after.server_id is None) != (after.database_name is None):
         missing = "server" if after.server_id is None else "database"
         raise Invalid(missing, f"tenant {after.slug!r} has no {missing}", "give both, server and database, or neither")
+    if after.shared and after.database_name is not None:
+        raise Invalid(
+            "shared",
+            f"tenant {after.slug!r} cannot be served from its own database and from the shared one",
+            "give a server and a database, or say that it is served from the shared one",
+        )
     state = check_transition(before.slug, before.state, _next_state(before, after, change))
-    if state is TenantState.READY and after.database_name is None:
+    if state is TenantState.READY and not _has_place(after):
         raise Conflict(f"tenant {after.slug!r} has no database", "give it a server and a database first")
     obsolete = password_changed or _place(before) != _place(after)
     return replace(after, state=state, generation=before.generation + int(obsolete))
@@ -58,7 +65,7 @@ def suspended(tenant: Tenant) -> TenantState:
 
 def resumed(tenant: Tenant) -> TenantState:
     """The state after the end of a suspension; raises Conflict where there is none."""
-    resting = resting_state(has_database=tenant.database_name is not None)
+    resting = resting_state(has_place=_has_place(tenant))
     if tenant.state not in {TenantState.SUSPENDED, resting}:
         raise Conflict(f"tenant {tenant.slug!r} is {tenant.state}, not suspended", "only a suspended tenant is resumed")
     return resting
@@ -71,15 +78,19 @@ def check_removal(tenant: Tenant) -> None:
 
 
 def _next_state(before: Tenant, after: Tenant, change: TenantChange) -> TenantState:
-    has_database = after.database_name is not None
+    has_place = _has_place(after)
     if change.state is not KEEP:
         return change.state
     if before.state in {TenantState.PENDING, TenantState.READY}:
-        return resting_state(has_database=has_database)
-    if has_database != (before.database_name is not None) and before.state is not TenantState.SUSPENDED:
+        return resting_state(has_place=has_place)
+    if has_place != _has_place(before) and before.state is not TenantState.SUSPENDED:
         raise Conflict(f"tenant {before.slug!r} is {before.state}", "wait until that has ended")
     return before.state
 
 
-def _place(tenant: Tenant) -> tuple[int | None, str | None, str | None]:
-    return tenant.server_id, tenant.database_name, tenant.role_user
+def _has_place(tenant: Tenant) -> bool:
+    return tenant.shared or tenant.database_name is not None
+
+
+def _place(tenant: Tenant) -> tuple[int | None, str | None, str | None, bool]:
+    return tenant.server_id, tenant.database_name, tenant.role_user, tenant.shared

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from typing import Any
 
 import tomlkit
@@ -12,7 +11,6 @@ from tomlkit.items import Table as TomlTable
 from registry.contract import (
     AuthMethod,
     ChannelBinding,
-    Limits,
     PoolMode,
     ProtocolVersion,
     ReplicationAccess,
@@ -23,6 +21,7 @@ from registry.contract import (
     TlsNegotiation,
     TlsVersion,
 )
+from registry.domain.limits import LIMIT_NAMES
 from registry.domain.logins import usual_spellings
 from registry.domain.models import LoginRecord, Server, Tenant
 from registry.domain.names import format_address
@@ -121,12 +120,13 @@ def _tenant(tenant: Tenant, variables: _Variables) -> TomlTable:
         table.add("verifiers", tenant.verifiers.value)
     _add(table, "networks", list(tenant.networks), [])
     limits = tomlkit.inline_table()
-    for one in fields(Limits):
-        value = getattr(tenant.limits, one.name)
+    for name in LIMIT_NAMES:
+        value = getattr(tenant.limits, name)
         if value is not None:
-            limits.append(one.name, value)
+            limits.append(name, value)
     if limits:
         table.add("limits", limits)
+    _add(table, "shared", tenant.shared, default=False)
     _add(table, "suspended", tenant.state is TenantState.SUSPENDED, default=False)
     return table
 

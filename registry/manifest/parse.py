@@ -23,7 +23,7 @@ from registry.contract import (
     TlsVersion,
     VerifierSource,
 )
-from registry.domain.limits import COUNTS, TIMES
+from registry.domain.limits import COUNTS, NO_LIMIT, TIMES
 from registry.domain.models import KEEP, Keep, LoginChange, ServerChange, TenantChange
 from registry.domain.names import DEFAULT_PORT, parse_address
 from registry.errors import Invalid
@@ -177,6 +177,12 @@ def _pem(table: Table, key: str) -> str | None:
 def _tenant(table: Table) -> TenantEntry:
     slug = table.required("slug")
     limits = table.table("limits")
+    if limits.has(NO_LIMIT):
+        raise table.error(
+            "limits",
+            f"{NO_LIMIT} has no effect yet, and is not accepted",
+            "take it out; pool_size limits a tenant's share of a server",
+        )
     values: dict[str, Any] = {name: limits.integer(name) for name in COUNTS}
     values.update({name: limits.number(name) for name in TIMES})
     limits.finish()
@@ -191,6 +197,7 @@ def _tenant(table: Table) -> TenantEntry:
         session_state=table.choice("session_state", SessionStatePolicy, SessionStatePolicy.PIN),
         verifiers=table.optional_choice("verifiers", VerifierSource),
         networks=table.texts("networks") or (),
+        shared=table.boolean("shared") or False,
     )
     entry = TenantEntry(table, slug, change, table.secret("role_password"), table.boolean("suspended"))
     table.finish()

@@ -202,7 +202,8 @@ class Planner:
         if entry.suspended:
             change = replace(change, state=TenantState.SUSPENDED)
         elif entry.suspended is False and before.state is TenantState.SUSPENDED:
-            change = replace(change, state=resting_state(has_database=change.database_name is not None))
+            has_place = change.database_name is not None or change.shared is True
+            change = replace(change, state=resting_state(has_place=has_place))
         server_id = before.server_id
         if not isinstance(change.server, Keep):
             server_id = None if change.server is None else self._place(before, change.server).server_id

@@ -137,6 +137,7 @@ def tenant_of(row: Any, server: str | None, aliases: Iterable[str]) -> Tenant:
         verifiers=None if row.verifiers is None else VerifierSource(row.verifiers),
         networks=tuple(row.networks),
         generation=row.generation,
+        shared=row.shared,
     )
 
 
@@ -155,6 +156,7 @@ def tenant_values(tenant: Tenant) -> dict[str, Any]:
         "verifiers": None if tenant.verifiers is None else tenant.verifiers.value,
         "networks": list(tenant.networks),
         "generation": tenant.generation,
+        "shared": tenant.shared,
     }
 
 

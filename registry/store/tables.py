@@ -95,6 +95,7 @@ tenants: Final = sa.Table(
     sa.Column("verifiers", sa.String(16)),
     sa.Column("networks", sa.JSON, nullable=False),
     sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("shared", sa.Boolean, nullable=False, server_default=sa.false()),
     sqlite_autoincrement=True,
 )
 

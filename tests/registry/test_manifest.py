@@ -387,3 +387,24 @@ async def test_a_drained_server_takes_no_tenants_that_it_has_not_but_an_export_i
         await put(registry, more)
     await put(registry, more.replace('"10.0.0.1"', '"10.0.0.1"\ndraining = false'))
     assert [tenant.server for tenant in await registry.service.tenants()] == ["eu1", "eu1"]
+
+
+async def test_a_tenant_says_in_the_file_that_it_is_served_from_the_shared_database(registry: Registry) -> None:
+    await put(registry, '[[tenant]]\nslug = "acme"\nshared = true\n[[tenant]]\nslug = "new"\n')
+    found = {tenant.slug: (tenant.state, tenant.shared) for tenant in await registry.service.tenants()}
+    assert found == {"acme": (TenantState.READY, True), "new": (TenantState.PENDING, False)}
+    assert (await put(registry, await export_manifest(registry.service))).differences == ()
+    await put(registry, '[[tenant]]\nslug = "acme"\nshared = true\nsuspended = true\n')
+    await put(registry, '[[tenant]]\nslug = "acme"\nshared = true\nsuspended = false\n')
+    assert (await registry.service.tenant("acme")).state is TenantState.READY
+    await put(registry, '[[tenant]]\nslug = "acme"\n')
+    assert (await registry.service.tenant("acme")).state is TenantState.PENDING
+    server = '[[server]]\nname = "eu1"\nhost = "10.0.0.1"\n'
+    with pytest.raises(ManifestError, match=r"m\.toml:8: .*from its own database and from the shared one"):
+        await put(registry, server + '[[tenant]]\nslug = "acme"\nserver = "eu1"\ndatabase = "a"\nshared = true\n')
+
+
+async def test_a_limit_that_limits_nothing_is_refused(registry: Registry) -> None:
+    with pytest.raises(ManifestError, match=r"m\.toml:3: tenant 'acme': weight has no effect yet") as caught:
+        await put(registry, '[[tenant]]\nslug = "acme"\nlimits = { weight = 3 }\n')
+    assert "take it out" in caught.value.hint

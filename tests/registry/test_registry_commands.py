@@ -164,6 +164,9 @@ def test_what_is_refused_is_answered_with_a_hint(filled: Run, arguments: tuple[s
     [
         (("tenant", "add", "Acme"), "'Acme' is no slug"),
         (("tenant", "set", "acme", "--limit", "pool=3"), "'pool=3' is no limit"),
+        (("tenant", "set", "acme", "--limit", "weight=3"), "'weight=3' is no limit"),
+        (("tenant", "set", "acme", "--shared"), "from its own database and from the shared one"),
+        (("tenant", "set", "acme", "--shared", "--no-shared"), "a value is given and taken away at once"),
         (("tenant", "set", "acme", "--limit", "pool_size=many"), "'many' is no value for pool_size"),
         (("server", "add", "eu2"), "a server needs a host"),
         (("server", "add", "eu2", "--host", "a:b"), "'a:b' is no address"),
@@ -230,9 +233,9 @@ def test_tenants_are_suspended_resumed_changed_and_removed(filled: Run) -> None:
     assert [one["slug"] for one in answer(filled, "tenant", "list", "--state", "SUSPENDED")] == ["acme"]
     assert answer(filled, "tenant", "resume", "acme")["state"] == "READY"
     changed = answer(
-        filled, "tenant", "set", "acme", "-d", "other", "--limit", "pool_size=default", "--limit", "weight=3"
+        filled, "tenant", "set", "acme", "-d", "other", "--limit", "pool_size=default", "--limit", "max_clients=3"
     )
-    assert (changed["database"], changed["limits"], changed["generation"]) == ("other", {"weight": 3}, 2)
+    assert (changed["database"], changed["limits"], changed["generation"]) == ("other", {"max_clients": 3}, 2)
     assert answer(filled, "tenant", "set", "acme", "--no-database", "--no-alias")["state"] == "PENDING"
     filled("tenant", "remove", "acme", "--yes")
     assert answer(filled, "login", "list") == []
@@ -250,6 +253,25 @@ def test_a_server_that_is_drained_takes_no_tenants_that_it_has_not(filled: Run) 
     filled("tenant", "set", "acme", "--server", "eu1", "-d", "other")
     assert answer(filled, "server", "undrain", "eu1")["draining"] is False
     filled("tenant", "add", "hooli", "--server", "eu1", "-d", "hooli")
+
+
+def test_a_tenant_is_served_from_the_shared_database_when_it_says_so_and_not_before(filled: Run) -> None:
+    taken = answer(filled, "tenant", "set", "acme", "--no-database")
+    assert (taken["state"], taken["shared"]) == ("PENDING", False)
+    refused = filled("tenant", "add", "newco").stderr
+    assert "added tenant 'newco', PENDING; `pgtenant tenant set newco --server NAME --database NAME`" in refused
+    shared = answer(filled, "tenant", "set", "newco", "--shared")
+    assert (shared["state"], shared["shared"], shared["generation"]) == ("READY", True, 2)
+    assert "(shared)" in filled("tenant", "list").stdout
+    both = filled("tenant", "set", "newco", "--server", "eu1", "-d", "newco_data", status=2).stderr
+    assert "from its own database and from the shared one" in both
+    moved = answer(filled, "tenant", "set", "newco", "--server", "eu1", "-d", "newco_data", "--no-shared")
+    assert (moved["state"], moved["shared"], moved["generation"]) == ("READY", False, 3)
+    added = answer(filled, "tenant", "add", "other", "--shared")
+    assert (added["state"], added["shared"]) == ("READY", True)
+    assert answer(filled, "tenant", "suspend", "other")["state"] == "SUSPENDED"
+    assert answer(filled, "tenant", "resume", "other")["state"] == "READY"
+    assert answer(filled, "tenant", "set", "other", "--no-shared")["state"] == "PENDING"
 
 
 def test_an_export_is_applied_and_shown_as_a_diff(filled: Run, tmp_path: Path) -> None:

@@ -79,7 +79,6 @@ def test_what_is_no_address(text: str) -> None:
         Limits(pool_size=2_000_000),
         Limits(min_pool_size=-1),
         Limits(pool_size=3, min_pool_size=4),
-        Limits(weight=0),
         Limits(queue_wait_timeout=-1.0),
         Limits(server_lifetime=float("inf")),
         Limits(server_idle_timeout=float("nan")),

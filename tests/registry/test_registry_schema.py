@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 
 from registry import Registry, open_registry
-from registry.contract import RegistryUnavailable
+from registry.contract import Limits, RegistryUnavailable
 from registry.errors import NotFound, SchemaError
 from registry.location import POSTGRESQL, SQLITE, parse_location
 from registry.opening import Absent
@@ -138,3 +140,68 @@ async def test_a_registry_that_lacks_a_table_has_no_version_for_nodes(registry: 
         await connection.exec_driver_sql(f"DROP TABLE {table}{CASCADE[registry.location.kind]}")
     with pytest.raises(RegistryUnavailable, match=rf"is not whole: .*{table}"):
         await registry.reader.version()
+
+
+async def test_an_upgrade_keeps_what_there_is_and_tells_who_is_not_served_any_more(
+    registry_url: str, keyring: KeyRing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From 0001, in which a tenant that was PENDING was served from a shared database."""
+    database = database_at(registry_url)
+    rows: list[tuple[int, str, str, int | None, str | None, int | None]] = [
+        (1, "acme", "READY", 1, "acme_data", 3),
+        (2, "new", "PENDING", None, None, None),
+        (3, "gone", "READY", 1, "x", None),
+    ]
+    try:
+        async with database.migrating().begin() as connection:
+            await connection.run_sync(lambda sync: migrate(sync, "0001"))
+            await connection.execute(sa.text(SERVER))
+            for number, slug, state, server, name, weight in rows:
+                values = {"id": number, "slug": slug, "state": state, "server": server, "name": name, "weight": weight}
+                await connection.execute(sa.text(TENANT), values)
+                await connection.execute(
+                    sa.text("insert into tenant_names values (:slug, :id, true)"), {"slug": slug, "id": number}
+                )
+            await connection.execute(sa.text("delete from tenant_names where tenant_id = 3"))
+            await connection.execute(sa.text("delete from tenants where id = 3"))
+            if connection.dialect.name == "postgresql":
+                await connection.execute(sa.text("select setval('tenants_id_seq', 3)"))
+        with pytest.raises(SchemaError, match="tables of version 0001, this program needs"):
+            await schema.check(database)
+        assert await schema.upgrade(database) == ("0001", schema.newest_revision())
+    finally:
+        await database.close()
+    assert "1 tenants are PENDING (new): " in caplog.text
+    assert "pgtenant tenant set SLUG --shared" in caplog.text
+    async with open_registry(registry_url, keyring) as registry:
+        await registry.check_schema()
+        found = {one.slug: one for one in await registry.service.tenants()}
+        assert {slug: (one.state, one.shared) for slug, one in found.items()} == {
+            "acme": ("READY", False),
+            "new": ("PENDING", False),
+        }
+        assert found["acme"].limits == Limits(pool_size=4)
+        assert (await registry.service.add_tenant("next")).tenant_id == 4, "an id is never given twice"
+        await registry.service.remove_tenant("acme")
+        assert (await registry.service.add_tenant("acme")).tenant_id == 5, "its names have gone with it"
+    async with database_at(registry_url).single.begin() as connection:
+        assert (await connection.execute(sa.text("select count(*) from tenants where weight > 0"))).scalar_one() == 0
+
+
+def migrate(connection: sa.Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(schema.MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+SERVER = """
+insert into servers (id, name, addresses, tls_mode, tls_negotiation, tls_min_version, protocol, channel_binding,
+                     max_connections, reserve, draining, health)
+values (1, 'eu1', '[["10.0.0.1", 5432]]', 'prefer', 'postgres', '1.2', '3.2', 'prefer', 100, 10, false, 'UNKNOWN')
+"""
+TENANT = """
+insert into tenants (id, slug, state, server_id, database_name, pool_size, weight, pool_mode, reset, session_state,
+                     networks, generation)
+values (:id, :slug, :state, :server, :name, 4, :weight, 'transaction', 'auto', 'pin', '[]', 1)
+"""

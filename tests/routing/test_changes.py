@@ -305,7 +305,7 @@ async def test_a_listener_that_fails_harms_nobody(
 
 async def test_the_shared_database_moving_is_told_to_those_who_use_it(registry: FakeRegistry) -> None:
     registry.put(make_route(8, "commons"))
-    registry.put(make_route(9, "newco", state=TenantState.PENDING, server=None, database_name=None, role=None))
+    registry.put(make_route(9, "newco", server=None, database_name=None, role=None, shared=True))
     resolver = Resolver(registry, config=ResolverConfig(shared_tenant="commons"))
     updates: list[RouteUpdate] = []
     resolver.subscribe(updates.append)

@@ -17,7 +17,7 @@ from proxy.errors import Failure
 from proxy.routing.lookups import Look
 from proxy.routing.names import NameRules, Selectors, name_rules
 from proxy.routing.resolver import Resolution, Resolver, ResolverConfig
-from registry.contract import ChangeKind, Credentials, RouteChange, TenantState
+from registry.contract import ChangeKind, Credentials, Route, RouteChange, TenantState
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ async def test_a_login_with_a_broken_verifier_is_refused_like_a_wrong_password(
     [
         (TenantState.SUSPENDED, "suspended", "57P03"),
         (TenantState.CREATING, "not_ready", "57P03"),
-        (TenantState.PENDING, "not_ready", "57P03"),
+        (TenantState.PENDING, "no_database", "57P03"),
         (TenantState.MOVING, "not_ready", "57P03"),
         (TenantState.ERROR, "not_ready", "57P03"),
         (TenantState.DROPPING, "unknown_tenant", "3D000"),
@@ -320,36 +320,89 @@ async def test_a_login_may_bring_its_own_role(build: Build, registry: FakeRegist
     assert other.user == "globex_role"
 
 
-async def test_a_tenant_without_a_database_uses_the_shared_one(build: Build, registry: FakeRegistry) -> None:
+def sharing(tenant_id: int = 9, slug: str = "newco", **fields: Any) -> Route:
+    """A tenant that has said that it is served from the shared database."""
+    return make_route(
+        tenant_id, slug, **{"server": None, "database_name": None, "role": None, "shared": True, **fields}
+    )
+
+
+async def test_a_tenant_that_says_so_is_served_from_the_shared_database(build: Build, registry: FakeRegistry) -> None:
     registry.put(make_route(8, "commons"))
-    pending = make_route(9, "newco", state=TenantState.PENDING, server=None, database_name=None, role=None)
-    registry.put(pending)
+    registry.put(sharing())
     registry.put_login(make_login(9, "app", 9))
     resolver = build(shared_tenant="commons")
     route = (await resolver.resolve(Selectors("app", "newco"))).route
     assert route is not None
     assert (route.slug, route.database_name, route.role) == ("newco", "commons_data", registry.routes[8].role)
-    assert route.generation < pending.generation
     resolver.apply_change(registry.put(replace(registry.routes[8], generation=2)))
     later = (await resolver.resolve(Selectors("app", "newco"))).route
     assert later is not None
-    assert route.generation < later.generation < 0
+    assert 0 < route.generation < later.generation
+    explained = (await resolver.explain(Selectors("app", "newco"))).destination
+    assert explained is not None
+    assert (explained.shared, explained.database, explained.generation) == (True, "commons_data", later.generation)
 
 
-async def test_a_server_that_is_down_never_leads_to_the_shared_database(build: Build, registry: FakeRegistry) -> None:
+async def test_a_role_of_its_own_goes_with_a_tenant_to_the_shared_database(
+    build: Build, registry: FakeRegistry
+) -> None:
     registry.put(make_route(8, "commons"))
-    for state in set(TenantState) - {TenantState.PENDING}:
-        registry.put(replace(registry.routes[1], state=state))
-        route = (await build(shared_tenant="commons").resolve(Selectors("app", "acme"))).route
-        assert route is not None
-        assert route.database_name == "acme_data"
+    registry.put(sharing(role=Credentials("newco_role")))
+    registry.put_login(make_login(9, "app", 9))
+    assert (await build(shared_tenant="commons").resolve(Selectors("app", "newco"))).role == Credentials("newco_role")
 
 
-async def test_a_shared_database_that_is_not_ready_serves_nobody(build: Build, registry: FakeRegistry) -> None:
-    registry.put(make_route(8, "commons", state=TenantState.SUSPENDED))
-    registry.put(make_route(9, "newco", state=TenantState.PENDING, server=None, database_name=None, role=None))
-    resolution = await build(shared_tenant="commons").resolve(Selectors("app", "newco"))
-    assert told(resolution.failure) == "not_ready"
+@pytest.mark.parametrize("says_so", [False, True])
+@pytest.mark.parametrize("has_one", [False, True])
+@pytest.mark.parametrize("state", TenantState)
+async def test_nothing_but_its_own_word_leads_a_tenant_to_the_shared_database(
+    build: Build, registry: FakeRegistry, state: TenantState, *, has_one: bool, says_so: bool
+) -> None:
+    registry.put(make_route(8, "commons"))
+    if has_one:
+        registry.put(make_route(9, "newco", state=state, shared=says_so))
+    else:
+        registry.put(sharing(state=state, shared=says_so))
+    registry.put_login(make_login(9, "app", 9))
+    found = await build(shared_tenant="commons").resolve(Selectors("app", "newco"))
+    assert found.route is not None
+    own = "newco_data" if has_one else None
+    is_shared = says_so and not has_one and state is TenantState.READY
+    assert found.route.database_name == ("commons_data" if is_shared else own)
+    assert (found.failure is None) == (is_shared or (has_one and state is TenantState.READY))
+
+
+@pytest.mark.parametrize("commons", ["suspended", "without a database", "sharing itself", "absent", "not named"])
+async def test_a_shared_database_that_is_not_ready_serves_nobody(
+    build: Build, registry: FakeRegistry, commons: str
+) -> None:
+    if commons == "suspended":
+        registry.put(make_route(8, "commons", state=TenantState.SUSPENDED))
+    elif commons == "without a database":
+        registry.put(make_route(8, "commons", state=TenantState.PENDING, server=None, database_name=None))
+    elif commons == "sharing itself":
+        registry.put(sharing(8, "commons"))
+    registry.put(sharing())
+    registry.put_login(make_login(9, "app", 9))
+    resolver = build(shared_tenant=None if commons == "not named" else "commons")
+    assert told((await resolver.resolve(Selectors("app", "newco"))).failure) == "no_shared_database"
+    if commons == "sharing itself":
+        registry.put_login(make_login(8, "app", 8))
+        assert told((await resolver.resolve(Selectors("app", "commons"))).failure) == "no_shared_database"
+
+
+async def test_a_tenant_without_a_role_is_told_so_and_not_that_it_is_ready(
+    build: Build, registry: FakeRegistry
+) -> None:
+    registry.put(replace(registry.routes[1], role=None))
+    found = (await build().explain(Selectors("app", "acme"))).problem
+    assert found is not None
+    assert found.name == "no_role"
+    assert found.hint is not None
+    assert "pgtenant tenant set acme --role" in found.hint
+    registry.put_login(make_login(1, "app", 1, role=Credentials("reporting")))
+    assert (await build().explain(Selectors("app", "acme"))).problem is None
 
 
 async def test_an_explanation_tells_each_step_and_the_result(build: Build) -> None:

@@ -59,6 +59,25 @@ def test_names_with_brackets_are_shown_as_they_are(run: Run) -> None:
     assert json.loads(run("route", "explain", "-U", "[/user]", "-d", "acme", "--json")[1])["user"] == "[/user]"
 
 
+def test_an_explanation_says_that_a_database_is_shared_or_missing_in_words_that_people_read(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "node.toml").write_text('[routing]\nshared_tenant = "commons"\n')
+    run("server", "add", "eu1", "--host", "h", "--role", "app")
+    run("tenant", "add", "commons", "--server", "eu1", "--database", "everybodys")
+    for slug, *more in (("newco", "--shared"), ("pending",)):
+        run("tenant", "add", slug, *more)
+        run("login", "add", "app", "--tenant", slug)
+    asked = ("route", "explain", "-U", "app", "--config", "node.toml", "-d")
+    status, output, _ = run(*asked, "newco")
+    assert status == 0
+    assert "tenant newco (READY), generation 2\nserver eu1 (h:5432), database everybodys, shared\n" in output
+    status, output, _ = run(*asked, "pending")
+    assert status == 1
+    assert 'refused (57P03): tenant "pending" has no database yet' in output
+    assert "hint: The operator gives it one with" in output
+
+
 def test_a_checked_configuration_shows_where_the_registry_is_without_its_password(run: Run, tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text(
         '[registry]\nurl = "postgresql://u:sesame@127.0.0.1:1/reg"\n[pool]\npool_size = 7\n'
