@@ -88,6 +88,7 @@ def test_a_slow_reader_gets_the_answers_to_all_that_it_has_committed(
             with suppress(AssertionError):
                 # Once too much is on its way to the client, it is not read any more.
                 wait_until(partial(are_served, sent), seconds=0.5)
+        assert sent > 1, "the first answer fits, and something is on its way"
         proxy.send_signal(signal.SIGTERM)
         wait_until(lambda: stopping(proxy), what="the shutdown begun")
         time.sleep(FAREWELL_TIME + 0.2)

@@ -422,7 +422,9 @@ async def test_notices_and_a_negotiated_version_are_taken_in_their_stride() -> N
         await session.reader.read()
 
     async with FakeServer(script) as fake:
-        (await opened(server_at(Address("127.0.0.1", fake.port)))).sock.close()
+        backend = await opened(server_at(Address("127.0.0.1", fake.port)))
+        backend.sock.close()
+        assert backend.pid == 4711
 
 
 ODD_LOGINS = {

@@ -357,7 +357,8 @@ def test_pinned_are_counted_while_they_are_pinned(world: LinkWorld, pool: PoolLe
     peer.sock.sendall(terminate())
     world.settle()
     assert pool.pinned == 0
-    assert not pool.idle or not pool.idle[0].flags & FLAG_DIRTY
+    (entry,) = pool.idle
+    assert not entry.flags & FLAG_DIRTY
 
 
 def test_backend_is_brought_in_line_before_the_first_message(world: LinkWorld, pool: PoolLedger) -> None:

@@ -117,7 +117,9 @@ def test_the_events_that_operators_read_about_are_those_that_are_logged() -> Non
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
     assert rows
     for row in rows:
-        for event in re.findall("`([^`]+)`", row[1]):
+        events = re.findall("`([^`]+)`", row[1])
+        assert events, row
+        for event in events:
             assert f'"{event}' in sources
             assert (event in LIMITED_EVENTS) == (row[4].strip() == str(EVENTS_PER_SECOND)), event
     for event in LIMITED_EVENTS:

@@ -29,7 +29,8 @@ def test_the_reference_in_configs_is_in_step_with_the_models() -> None:
 def test_the_reference_has_every_setting_and_loads_as_the_defaults(tmp_path: Path) -> None:
     text = settings_reference()
     assert load_settings(written(tmp_path, text), {}) == Settings()
-    for section in tomllib.loads(text):
+    assert tomllib.loads(text).keys() == Settings.model_fields.keys()
+    for section in Settings.model_fields:
         for name in type(getattr(Settings(), section)).model_fields:
             assert re.search(rf"^(# )?{name} = ", text, re.MULTILINE), f"{section}.{name} is missing"
 
