@@ -171,7 +171,7 @@ _POOLS: Final = Topic(
 )
 _TENANTS: Final = Topic(
     "TENANTS",
-    "The tenants that this node serves at present; who is silent for a minute is forgotten until the next login.",
+    "The tenants that this node serves at present. Who has neither clients nor backends is forgotten after a minute.",
     (
         _text("tenant", "The slug."),
         _int("id", "Its number in the registry."),

@@ -77,7 +77,7 @@ error that names the commands. Names may be quoted; commands may be in lower cas
 no catalog: a driver that reads types when it connects has to be told not to (postgres.js: `fetch_types: false`).
 
 Tables are made while they are sent, a slice at a time: what has gone meanwhile is left out, and the relay is not held
-up. Where PgBouncer's console has the same thing, it has the same name. Times are in UTC.
+up. Many columns are called as in PgBouncer's console, others not. Times are in UTC.
 
 """
 
