@@ -21,11 +21,12 @@ from proxy.errors import SHUTTING_DOWN, TERMINATED, Failure
 from proxy.net.auth_query import AskSettings, AuthQueries
 from proxy.net.client_link import ClientLink
 from proxy.net.client_tls import ClientTls
+from proxy.net.descriptors import current_limit, raise_limit, say_shortfall, share_out, shortfall
 from proxy.net.dialer import Dialer
 from proxy.net.front_door import FrontDoor
 from proxy.net.host_names import HostNames
 from proxy.net.hub import Hub, held_back
-from proxy.net.listener import Listener, ListenError
+from proxy.net.listener import Listener
 from proxy.net.mailroom import Mailroom
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.scram_keys import ScramKeyCache
@@ -51,9 +52,11 @@ from proxy.wiring import (
     defaults_of,
     dial_settings,
     door_settings,
+    gates_of,
     resolver_config,
     rules_of,
     server_login_limits,
+    wanted_descriptors,
 )
 from registry.contract import RegistryReader, RegistryUnavailable
 from registry.errors import SecretError
@@ -93,7 +96,11 @@ class Node:
         pool = settings.pool
         self.settings = settings
         self.clock: Callable[[], float] = time.monotonic
-        self.ledger = NodeLedger(pool.max_backends, pool.max_connecting)
+        wanted = wanted_descriptors(settings)
+        self.shares = share_out(current_limit(), wanted)
+        self.shortfall = shortfall(wanted, self.shares)
+        self.gates = gates_of(settings, self.shares)
+        self.ledger = NodeLedger(self.shares.backends, pool.max_connecting)
         self.selector = selector
         self.hub = Hub(selector, self.ledger, pool.cross_tenant_wait)
         self.table = self.hub.table
@@ -144,7 +151,8 @@ class Node:
             self.statuses,
             self.table,
             self.dialer,
-            door_settings(settings, self.client_tls),
+            door_settings(settings, self.client_tls, self.shares),
+            self.gates,
             client_keys=self.client_keys,
             clock=self.clock,
         )
@@ -156,7 +164,6 @@ class Node:
             self.door.welcome,
             backlog=settings.listen.backlog,
             accepts_per_turn=settings.listen.accepts_per_turn,
-            max_logins=settings.listen.max_logins,
         )
         self.admin_token = admin_token
         path = settings.routing.snapshot
@@ -172,6 +179,7 @@ class Node:
             self.tenancy,
             self.door,
             self.hub,
+            self.gates,
             routing=self.resolver.status,
             build=build,
             snapshot_failures=lambda: 0 if self.keeper is None else self.keeper.failures,
@@ -198,6 +206,8 @@ class Node:
 
     async def start(self) -> None:
         """Begin to serve; raises ListenError when the port cannot be had."""
+        if self.shortfall:
+            say_shortfall(self.shortfall, current_limit(), wanted_descriptors(self.settings))
         self.mailroom.open()
         if self.keeper is not None:
             await self.keeper.check()
@@ -205,7 +215,7 @@ class Node:
         await self.secrets.look()
         self.listener.start()
         if self.settings.http.enabled:
-            await self._start_http()
+            self._start_http()
         # Behind what may fail: a look into the registry's file that is broken off leaves a thread with nobody to tell.
         self.spawn(self.resolver.follow())
         self.spawn(run_janitor(self._sweep, self.clock, self._sweep_failed))
@@ -235,6 +245,9 @@ class Node:
             Check("accepting", not self.door.stopping, "stopping" if self.door.stopping else ""),
             Check("registry", status.registry_up or status.version > 0 or self.remembers, registry),
             Check("keys", not self.secrets.unfit, self.secrets.unfit),
+            # Strangers cause this, and must not be able to take a node out of service by it.
+            Check("logins", ok=True, detail=self.gates.crowd()),
+            Check("descriptors", ok=True, detail=self.shortfall and f"enough for {self.shortfall}"),
         ]
 
     async def reload_and_log(self) -> int:
@@ -264,6 +277,7 @@ class Node:
         if self.console is not None:
             await self.console.close()
         await self.door.close()
+        self.gates.close()
         await self._cancel_tasks()
         if self.keeper is not None:
             await self.keeper.save()
@@ -293,7 +307,7 @@ class Node:
         )
         return Console(rules, view)
 
-    async def _start_http(self) -> None:
+    def _start_http(self) -> None:
         """Serve HTTP; raises ListenError."""
         http = self.settings.http
         routes = Routes(
@@ -304,13 +318,7 @@ class Node:
             admin_token=self.admin_token,
         )
         endpoint = HttpEndpoint(http.host, http.port, routes)
-        try:
-            await endpoint.start()
-        except OSError as error:
-            raise ListenError(
-                f"HTTP cannot listen on {http.host}:{http.port}: {error.strerror or error}",
-                "Stop what listens there, set http.port to another port, or http.enabled = false.",
-            ) from None
+        endpoint.start()
         self.http = endpoint
 
     def _sweep(self, now: float) -> None:
@@ -489,5 +497,6 @@ def run(main: Callable[[RelaySelector], Coroutine[Any, Any, None]], settings: Se
     # RelaySelector has the surface of BaseSelector without being one: compiled classes cannot inherit from it.
     base = cast("selectors.BaseSelector", selector)
     runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(base))
+    raise_limit()
     with ignored_errors_in_the_log(), runner:
         runner.run(main(selector))

@@ -8,10 +8,14 @@ from proxy.admin.console import ConsoleRules, ConsoleUser, Right
 from proxy.auth import ScramVerifier, Slowdown, VerifierError
 from proxy.net.client_handshake import AuthPolicy, GreetPolicy
 from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode
+from proxy.net.descriptors import Shares
 from proxy.net.dialer import DialSettings
 from proxy.net.front_door import DoorSettings
+from proxy.net.gate import Gate, Gates
+from proxy.net.places import UNBOUNDED, PlaceLimits
 from proxy.net.real_address import ProxyPolicy
 from proxy.net.tls import TLS_VERSIONS
+from proxy.observability.http import MAX_CONNECTIONS, MAX_TURNED_AWAY
 from proxy.pool.tenancy import Defaults
 from proxy.routing.cache import CacheLimits
 from proxy.routing.names import NameRules, name_rules
@@ -129,12 +133,45 @@ def dial_settings(settings: Settings) -> DialSettings:
     )
 
 
-def door_settings(settings: Settings, tls: ClientTls | None) -> DoorSettings:
+def wanted_descriptors(settings: Settings) -> Shares:
+    """The descriptors that a node would take if everything was as full as its settings allow."""
+    listen = settings.listen
+    http = MAX_CONNECTIONS + MAX_TURNED_AWAY if settings.http.enabled else 0
+    return Shares(
+        clients=listen.max_clients,
+        logins=listen.max_logins,
+        queued=listen.max_queued_logins,
+        backends=settings.pool.max_backends,
+        aside=http + settings.console.max_sessions,
+    )
+
+
+def login_limits(settings: Settings, shares: Shares) -> PlaceLimits:
+    """How many logins there may be under way."""
+    return PlaceLimits(shares.logins, settings.listen.max_logins_per_address, shares.queued)
+
+
+def handshake_limits(settings: Settings) -> PlaceLimits:
+    """How many TLS handshakes there may be under way; all logins may wait for theirs."""
+    most = settings.listen.max_tls_handshakes
+    return PlaceLimits(most, most, queue=UNBOUNDED)
+
+
+def gates_of(settings: Settings, shares: Shares) -> Gates:
+    """What clients have to wait for."""
+    trusted = settings.listen.trusted
+    return Gates(
+        Gate("logins", login_limits(settings, shares), trusted=trusted),
+        Gate("TLS handshakes", handshake_limits(settings), trusted=trusted),
+    )
+
+
+def door_settings(settings: Settings, tls: ClientTls | None, shares: Shares) -> DoorSettings:
     """What every login is held to."""
     listen, auth = settings.listen, settings.auth
     return DoorSettings(
         login_timeout=listen.login_timeout,
-        max_clients=listen.max_clients,
+        max_clients=shares.clients,
         node_id=settings.node.id,
         greet=GreetPolicy(tls, listen.startup_max_bytes),
         auth=AuthPolicy(
@@ -149,5 +186,5 @@ def door_settings(settings: Settings, tls: ClientTls | None) -> DoorSettings:
             forget=auth.failure_memory,
         ),
         shares_statements=settings.pool.max_prepared_statements > 0,
-        proxied=ProxyPolicy(listen.trusted_networks) if listen.proxy_protocol == "require" else None,
+        proxied=ProxyPolicy(listen.load_balancers) if listen.proxy_protocol == "require" else None,
     )

@@ -59,6 +59,7 @@ from proxy.errors.limiting import (
     SESSION_STATE_REFUSED,
     TENANT_TOO_MANY_CLIENTS,
     TOO_MANY_CLIENTS,
+    TOO_MANY_LOGINS,
     TOO_MANY_WAITING,
 )
 from proxy.errors.naming import (
@@ -140,6 +141,7 @@ __all__ = [
     "TERMINATED",
     "TLS_REQUIRED",
     "TOO_MANY_CLIENTS",
+    "TOO_MANY_LOGINS",
     "TOO_MANY_WAITING",
     "TRANSACTION_TIMEOUT",
     "UNKNOWN_TENANT",

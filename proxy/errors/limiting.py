@@ -15,6 +15,16 @@ TOO_MANY_CLIENTS: Final = ErrorSpec(
     hint="Close idle connections or connect again later; the operator can raise listen.max_clients.",
     retry_safe=True,
 )
+TOO_MANY_LOGINS: Final = ErrorSpec(
+    name="too_many_logins",
+    sqlstate="53300",
+    severity=Severity.FATAL,
+    log_level="debug",
+    text="too many logins are under way or wait to begin",
+    hint="Connect again later.  The operator can raise listen.max_logins_per_address and listen.max_queued_logins, or "
+    "name the network of a host with many clients in listen.trusted_networks.",
+    retry_safe=True,
+)
 TENANT_TOO_MANY_CLIENTS: Final = ErrorSpec(
     name="tenant_too_many_clients",
     sqlstate="53300",
@@ -80,6 +90,7 @@ SESSION_STATE_LEFT: Final = ErrorSpec(
 
 SPECS: Final = (
     TOO_MANY_CLIENTS,
+    TOO_MANY_LOGINS,
     TENANT_TOO_MANY_CLIENTS,
     TOO_MANY_WAITING,
     QUEUE_TIMEOUT,

@@ -10,7 +10,8 @@ Requests in Progress".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -25,7 +26,7 @@ from proxy.errors import (
 from proxy.net.client_authentication import AuthPolicy, Channel, authenticate
 from proxy.net.client_tls import ClientTls, PeerCertificate, Shown
 from proxy.net.failures import fatal_response
-from proxy.net.handshake_io import HandshakeSocket, PeerGone, TlsFailed
+from proxy.net.handshake_io import TLS_HANDSHAKE, HandshakeSocket, PeerGone, TlsFailed
 from proxy.net.tls import ALPN
 from proxy.wire import ProtocolError, UnsupportedProtocol
 from proxy.wire.authentication import AuthenticationOk
@@ -59,10 +60,15 @@ __all__ = [
 FAREWELL_SECONDS: Final = 1.0
 """How long a client that was refused may take to read why and close."""
 
+TLS_HANDSHAKE_SECONDS: Final = 10.0
+"""How long a TLS handshake may take whose first message has arrived: some round trips, and what the processor needs."""
+
+TlsTurn: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
+"""What a TLS handshake has to wait for, and holds while it is under way."""
+
 ClientGone: TypeAlias = PeerGone
 """The client closed or lost the connection, or TLS with it failed: nothing more can be said."""
 
-_TLS_HANDSHAKE: Final = 0x16
 _AUTHENTICATION_OK: Final = AuthenticationOk().encode()
 _READY: Final = ReadyForQuery(TransactionStatus.IDLE).encode()
 
@@ -118,25 +124,25 @@ def channel_of(greeting: Greeting) -> Channel:
     return Channel(encrypted=True, end_point=tls.shown.end_point, certificate=tls.peer)
 
 
-async def greet(io: HandshakeSocket, policy: GreetPolicy) -> Greeting:
-    """Hear out a client until it says what it wants.
+async def greet(io: HandshakeSocket, policy: GreetPolicy, tls_turn: TlsTurn = nullcontext) -> Greeting:
+    """Hear out a client until it says what it wants; a TLS handshake is made within `tls_turn`.
 
     A NegotiateProtocolVersion that is due goes out together with the next message sent.  Raises Failure for what the
     client must be told, ClientGone where it cannot be told anything.
     """
     try:
-        return await _greet(io, policy.tls, policy.startup_max_bytes)
+        return await _greet(io, policy.tls, policy.startup_max_bytes, tls_turn)
     except UnsupportedProtocol as error:
         raise Failure(UNSUPPORTED_PROTOCOL, requested=f"{error.major}.{error.minor}") from None
     except ProtocolError as error:
         raise Failure(PROTOCOL_VIOLATION, reason=error) from None
 
 
-async def _greet(io: HandshakeSocket, tls: ClientTls | None, startup_limit: int) -> Greeting:
+async def _greet(io: HandshakeSocket, tls: ClientTls | None, startup_limit: int, tls_turn: TlsTurn) -> Greeting:
     facts: TlsFacts | None = None
     asked: set[type] = set()
-    if tls is not None and (await io.peek(1))[0] == _TLS_HANDSHAKE:
-        facts = await _begin_tls(io, tls, direct=True)
+    if tls is not None and (await io.peek(1))[0] == TLS_HANDSHAKE:
+        facts = await _begin_tls(io, tls, tls_turn, direct=True)
     while True:
         message = decode_startup(await io.read_packet(startup_limit))
         if isinstance(message, CancelRequest):
@@ -150,15 +156,21 @@ async def _greet(io: HandshakeSocket, tls: ClientTls | None, startup_limit: int)
             await io.send(b"N")
         else:
             await io.send(b"S")
-            facts = await _begin_tls(io, tls, direct=False)
+            facts = await _begin_tls(io, tls, tls_turn, direct=False)
 
 
-async def _begin_tls(io: HandshakeSocket, tls: ClientTls, *, direct: bool) -> TlsFacts:
+async def _begin_tls(io: HandshakeSocket, tls: ClientTls, turn: TlsTurn, *, direct: bool) -> TlsFacts:
+    """Go over to TLS; a handshake takes memory from its beginning, so there are few at once, and none lasts long."""
     descriptor = io.sock.fileno()
-    try:
-        await io.start_tls(tls.context, server_side=True)
-    finally:
-        shown = tls.take_shown(descriptor)
+    await io.peek_tls_record()
+    async with turn():
+        try:
+            async with asyncio.timeout(TLS_HANDSHAKE_SECONDS):
+                await io.start_tls(tls.context, server_side=True)
+        except TimeoutError:
+            raise TlsFailed(f"the handshake was not over in {TLS_HANDSHAKE_SECONDS:g} s") from None
+        finally:
+            shown = tls.take_shown(descriptor)
     connection = io.tls
     assert connection is not None, "TLS has begun"
     # Python goes on without a protocol that both know; PostgreSQL does not, lest another protocol's client be led here.

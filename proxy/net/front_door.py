@@ -25,8 +25,10 @@ from proxy.errors import (
     TENANT_TOO_MANY_CLIENTS,
     TERMINATED,
     TOO_MANY_CLIENTS,
+    TOO_MANY_LOGINS,
     Failure,
 )
+from proxy.net.acceptor import PeerAddress
 from proxy.net.client_authentication import Proof
 from proxy.net.client_handshake import (
     AuthPolicy,
@@ -42,16 +44,18 @@ from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer, serving
 from proxy.net.doorkeeper import Doorkeeper
 from proxy.net.failures import as_fatal
+from proxy.net.gate import Gates, TurnedAway
 from proxy.net.handshake_io import HandshakeSocket, TlsFailed, Turnstile
 from proxy.net.hub import KEY_REFUSED, Hub, held_back
 from proxy.net.link_host import MODE_SESSION
-from proxy.net.listener import PeerAddress
 from proxy.net.pipe_link import PipeClient
 from proxy.net.probe import Probe
-from proxy.net.real_address import HeaderRefused, ProxyPolicy, real_address
+from proxy.net.real_address import HeaderRefused, ProxyPolicy
+from proxy.net.reception import Reception
 from proxy.net.replication import ReplicationDesk, check_access, check_backend
 from proxy.net.side_door import Console, Guest, is_meant, resolve_aside
 from proxy.net.statuses import StatusCache, encode_statuses
+from proxy.net.visit import Visit, keep_to_own_limit
 from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
 from proxy.pool.pool import NEVER
 from proxy.pool.tenancy import PassThrough, Tenancy
@@ -105,23 +109,6 @@ class ClientInfo:
     key: bytes
 
 
-@dataclass(slots=True)
-class Visit:
-    """One login under way: what the log says of it, as far as that is known yet, and its time limit in seconds."""
-
-    address: str
-    started: float
-    limit: float
-    deadline: asyncio.Timeout | None = None
-    user: str | None = None
-    tenant: str | None = None
-
-    @property
-    def host(self) -> str:
-        """The address without its port."""
-        return self.address.rpartition(":")[0]
-
-
 class SettingsRefused(Exception):
     """PostgreSQL refused a client's startup parameters; `message` is its ErrorResponse, as FATAL."""
 
@@ -146,6 +133,7 @@ class FrontDoor:
         table: ParameterTable,
         dialer: Dialer,
         settings: DoorSettings,
+        gates: Gates,
         *,
         client_keys: ClientKeys,
         clock: Callable[[], float],
@@ -166,6 +154,7 @@ class FrontDoor:
         self._replication = ReplicationDesk(hub, tenancy, table.empty)
         self._flights = SingleFlight()
         self._turnstile = Turnstile()
+        self._reception = Reception(gates, settings.proxied)
         self._next_ident = 1
         self._statements = StatementTable(secrets.token_hex(8).encode())
         self._promised: set[int] = set()
@@ -180,14 +169,16 @@ class FrontDoor:
         """Take one accepted connection through its login, and leave nothing behind if that fails."""
         io = HandshakeSocket(sock, turnstile=self._turnstile)
         visit = Visit(f"{peer[0]}:{peer[1]}", self._clock(), self._settings.login_timeout)
+        ticket = self._reception.ask(io, peer[0])
         try:
             async with asyncio.timeout(visit.limit) as visit.deadline:
-                if self._settings.proxied is not None:
-                    peer = await real_address(io, peer, self._settings.proxied)
-                    visit.address = f"{peer[0]}:{peer[1]}"
+                await self._reception.receive(io, peer, visit, ticket)
                 await self._login(io, visit)
         except HeaderRefused as refusal:
             self._count_refusal(visit, "proxy_header", str(refusal), log.warning)
+        except TurnedAway:
+            self._reception.turn_away(io)
+            self.refused[TOO_MANY_LOGINS.name] = self.refused.get(TOO_MANY_LOGINS.name, 0) + 1
         except TlsFailed as failed:
             log.info("TLS with a client failed", address=visit.address, reason=str(failed))
         except ClientGone as gone:
@@ -207,6 +198,7 @@ class FrontDoor:
             log.exception("a login failed inside the proxy", address=visit.address)
             await send_failure(io, Failure(INTERNAL))
         finally:
+            ticket.leave()
             io.close()
 
     def client_pinned(self, client: ClientLink, reasons: str) -> None:
@@ -245,7 +237,7 @@ class FrontDoor:
         await self._flights.close()
 
     async def _login(self, io: HandshakeSocket, visit: Visit) -> None:
-        greeting = await greet(io, self._settings.greet)
+        greeting = await greet(io, self._settings.greet, self._reception.tls_turn(visit))
         if greeting.cancel is not None:
             await self._cancel(greeting.cancel, visit)
             return
@@ -269,7 +261,7 @@ class FrontDoor:
         self._check_room()
         if resolution.failure is not None:
             raise resolution.failure
-        _keep_to_own_limit(visit, resolution)
+        keep_to_own_limit(visit, resolution)
         self._keeper.check_owner(greeting, resolution)
         await self._admit(io, greeting, resolution, visit, proof)
 
@@ -491,13 +483,3 @@ class FrontDoor:
             reason=reason,
             duration=round(self._clock() - visit.started, 4),
         )
-
-
-def _keep_to_own_limit(visit: Visit, resolution: Resolution) -> None:
-    """Hold a login to its tenant's own limit: not before its proof, else strangers could tell tenants by the time."""
-    own = resolution.route.limits.login_timeout if resolution.route is not None else None
-    when = visit.deadline.when() if visit.deadline is not None else None
-    if own is None or visit.deadline is None or when is None:
-        return
-    visit.deadline.reschedule(when - visit.limit + own)
-    visit.limit = own

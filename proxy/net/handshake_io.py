@@ -14,6 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -28,6 +29,13 @@ CHUNK: Final = 8192
 
 DISCARD_MOST: Final = 1 << 20
 """Bytes a peer may still send after it has been told goodbye."""
+
+TLS_HANDSHAKE: Final = 0x16
+"""First byte of a TLS client's first record."""
+TLS_RECORD_HEAD: Final = 5
+"""Bytes before a record's body: type, version, length."""
+MAX_TLS_RECORD: Final = 1 << 14
+"""Bytes that a record's body may have before it is encrypted."""
 
 _NOTHING: Final = 0
 _READ: Final = 1
@@ -118,6 +126,37 @@ class HandshakeSocket:
         self._data_waits = True
         return seen
 
+    async def peek_tls_record(self) -> None:
+        """Wait until a TLS client's first record is there in whole, without taking it: OpenSSL takes memory for whoever
+        begins.
+
+        What is no such record is for OpenSSL to refuse, and there at once.
+        """
+        head = await self._peek_whole(TLS_RECORD_HEAD)
+        size = int.from_bytes(head[3:])
+        if head[0] == TLS_HANDSHAKE and size <= MAX_TLS_RECORD:
+            await self._peek_whole(TLS_RECORD_HEAD + size)
+
+    async def _peek_whole(self, size: int) -> bytes:
+        """Look at the next bytes once there are that many; the system wakes nobody before."""
+
+        def look() -> bytes:
+            seen = self._sock.recv(size, socket.MSG_PEEK)
+            if len(seen) < size:
+                if not seen or self.has_left():
+                    raise PeerGone("the connection was closed")
+                raise BlockingIOError
+            return seen
+
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            seen = await self._perform(look, _READ, at_once=True)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        except OSError as error:
+            raise PeerGone(reason_of(error)) from None
+        self._data_waits = True
+        return seen
+
     async def read_exactly(self, size: int) -> bytes:
         """Read that many bytes and no more."""
         taken = bytearray()
@@ -169,6 +208,11 @@ class HandshakeSocket:
         self._cut_short = True
         await self._perform(write, _WRITE, at_once=True)
         self._cut_short = False
+
+    def say_at_once(self, data: bytes) -> None:
+        """Send a last message if the socket takes it now; nobody waits for the peer, nor learns whether it was read."""
+        with suppress(OSError):
+            self._sock.send(data)
 
     async def start_tls(
         self, context: ssl.SSLContext, *, server_side: bool = False, server_hostname: str | None = None

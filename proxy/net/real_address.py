@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import TypeAlias
 
+from proxy.net.acceptor import PeerAddress
+from proxy.net.addresses import Network, is_within
 from proxy.net.handshake_io import HandshakeSocket
-from proxy.net.listener import PeerAddress
 from proxy.wire import ProtocolError, proxy_protocol
-
-Network: TypeAlias = IPv4Network | IPv6Network
 
 
 class HeaderRefused(Exception):
@@ -26,8 +23,7 @@ class ProxyPolicy:
 
     def trusts(self, host: str) -> bool:
         """Whether this address may speak for others."""
-        address = ip_address(host)
-        return any(address in network for network in self.trusted)
+        return is_within(host, self.trusted)
 
 
 async def real_address(io: HandshakeSocket, peer: PeerAddress, policy: ProxyPolicy) -> PeerAddress:

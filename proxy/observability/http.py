@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
+
+from proxy.net.acceptor import Acceptor, PeerAddress
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +29,8 @@ LINGER: Final = 0.5
 MAX_CONNECTIONS: Final = 64
 MAX_TURNED_AWAY: Final = 64
 """Connections above MAX_CONNECTIONS that are told so; more are closed without a word."""
+BACKLOG: Final = 100
+"""Connections that wait to be accepted."""
 REASONS: Final = {
     200: "OK",
     400: "Bad Request",
@@ -85,7 +90,7 @@ class _Request:
 
 
 class HttpEndpoint:
-    """Serves `routes`; `start` raises OSError when the port cannot be had.
+    """Serves `routes`; `start` raises ListenError when the port cannot be had.
 
     Time limits are seconds: for the request to arrive, and for its answer to be made and taken.
     """
@@ -99,49 +104,63 @@ class HttpEndpoint:
         request_timeout: float = REQUEST_TIMEOUT,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
-        self._host = host
-        self._port = port
+        self._acceptor = Acceptor(host, port, self._accept, section="http", backlog=BACKLOG)
         self._routes = routes
         self._request_timeout = request_timeout
         self._answer_timeout = answer_timeout
         self._sessions: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
 
     @property
     def port(self) -> int:
         """The port that is listened on, once started."""
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        return self._acceptor.port
 
     @property
     def sessions(self) -> int:
         """Connections that are being served."""
         return len(self._sessions)
 
-    async def start(self) -> None:
+    @property
+    def exhausted(self) -> int:
+        """How often the system had nothing left to accept one with."""
+        return self._acceptor.exhausted
+
+    def start(self) -> None:
         """Begin to listen."""
-        host = None if self._host in {"", "*"} else self._host
-        self._server = await asyncio.start_server(self._accept, host, self._port, limit=MAX_HEAD)
+        self._acceptor.start()
 
     async def stop(self) -> None:
         """Stop listening; answers under way are cut off."""
-        if self._server is None:
-            return
-        self._server.close()
-        self._server = None
+        self._acceptor.stop()
+        # A task cancelled before its first step never runs, and would not close its socket.
+        await asyncio.sleep(0)
         sessions = list(self._sessions)
         for session in sessions:
             session.cancel()
         await asyncio.gather(*sessions, return_exceptions=True)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, sock: socket.socket, _peer: PeerAddress) -> None:
         if len(self._sessions) >= MAX_CONNECTIONS + MAX_TURNED_AWAY:
-            writer.transport.abort()
+            sock.close()
             return
-        # A task of our own: asyncio's streams report the cancellation of theirs as an error.
-        session = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        session = asyncio.get_running_loop().create_task(self._receive_on(sock))
         self._sessions.add(session)
         session.add_done_callback(self._sessions.discard)
+
+    async def _receive_on(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(MAX_HEAD, loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+        except OSError:
+            sock.close()
+            log.debug("an HTTP client left at once")
+            return
+        except BaseException:
+            sock.close()
+            raise
+        await self._serve(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answer = _Answer(writer)

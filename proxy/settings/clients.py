@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import model_validator
 
 from proxy.settings.fields import Count, File, Names, Port, Seconds, Section, fixed, live
+
+Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 
 
 class ListenSettings(Section):
@@ -17,7 +19,22 @@ class ListenSettings(Section):
     port: Port = fixed(default=6432, description="Port for PostgreSQL clients; 0 takes any free one.")
     backlog: Count = live(default=1024, description="Connections that may wait in the system's queue to be accepted.")
     accepts_per_turn: Count = live(default=8, description="Connections accepted in one turn of the event loop.")
-    max_logins: Count = live(default=10_000, description="Logins under way at once; more wait in the backlog.")
+    max_logins: Count = live(default=10_000, description="Logins under way at once; more queue.")
+    max_logins_per_address: Count = live(
+        default=1_000,
+        description="Of those, logins from one address (of IPv6: the first 64 bits), and never more than a quarter.",
+    )
+    max_queued_logins: Count = live(
+        default=10_000,
+        description="Connections that may queue for their login, half of them from one address; more are refused.",
+    )
+    max_tls_handshakes: Count = live(
+        default=250, description="TLS handshakes under way at once, a quarter of them from one address; more queue."
+    )
+    trusted_networks: Names = live(
+        default=(),
+        description='Networks of application hosts that may have any number of logins under way: "10.1.0.0/16".',
+    )
     max_clients: Count = live(default=10_000, description="Clients connected at once, over all tenants.")
     login_timeout: Seconds = live(default=60.0, gt=0, description="Seconds within which a login must be complete.")
     startup_max_bytes: int = live(
@@ -72,19 +89,29 @@ class ListenSettings(Section):
         return self
 
     @property
-    def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """The networks of the load balancers; raises ValueError for what is no network."""
-        return tuple(ip_network(network) for network in self.proxy_networks)
+    def load_balancers(self) -> Networks:
+        """`proxy_networks`, read."""
+        return _networks("proxy_networks", self.proxy_networks)
+
+    @property
+    def trusted(self) -> Networks:
+        """`trusted_networks`, read."""
+        return _networks("trusted_networks", self.trusted_networks)
 
     @model_validator(mode="after")
-    def _load_balancers_are_known(self) -> ListenSettings:
-        try:
-            networks = self.trusted_networks
-        except ValueError as error:
-            raise ValueError(f"proxy_networks: {error}") from None
+    def _networks_are_known(self) -> ListenSettings:
+        networks, _ = self.load_balancers, self.trusted
         if self.proxy_protocol == "require" and not networks:
             raise ValueError('proxy_protocol = "require" needs proxy_networks')
         return self
+
+
+def _networks(setting: str, texts: tuple[str, ...]) -> Networks:
+    """Read networks; raises ValueError for what is none."""
+    try:
+        return tuple(ip_network(text) for text in texts)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
 
 
 class AuthSettings(Section):

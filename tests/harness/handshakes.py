@@ -174,14 +174,13 @@ class LoginServer:
     greet: GreetPolicy = field(default_factory=GreetPolicy)
     auth: AuthPolicy = field(default_factory=AuthPolicy)
     turnstile: Turnstile | None = None
-    max_logins: int = 100
     greetings: list[Greeting] = field(default_factory=list)
     refusals: list[Failure] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     sockets: list[socket.socket] = field(default_factory=list)
 
     async def __aenter__(self) -> Self:
-        self.listener = Listener("127.0.0.1", 0, self._login, max_logins=self.max_logins)
+        self.listener = Listener("127.0.0.1", 0, self._login)
         self.listener.start()
         self.port = self.listener.port
         return self

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import cast
 
 from proxy.net.front_door import FrontDoor
+from proxy.net.gate import Gate, Gates
 from proxy.net.hub import Hub
+from proxy.net.places import PlaceLimits
 from proxy.net.relay_loop import RelaySelector
 from proxy.observability.metrics import NodeMetrics
 from proxy.pool.ledger import NodeLedger
@@ -60,6 +62,7 @@ class MetricsWorld:
             self.tenancy,
             cast("FrontDoor", self.door),
             self.hub,
+            Gates(Gate("logins", PlaceLimits(10, 5, 10)), Gate("TLS handshakes", PlaceLimits(4, 2, 10))),
             routing=lambda: STATUS,
             build=BuildInfo("1.2.3", "interpreted", source_matches=True, python="CPython 3"),
             snapshot_failures=lambda: 0,

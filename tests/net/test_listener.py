@@ -3,14 +3,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-import os
-import resource
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
+from harness.shortage import no_descriptors_left
 from harness.waiting import eventually
 
 from proxy.net.listener import Listener, ListenError, PortTaken
@@ -107,23 +105,6 @@ async def test_closing_right_after_accepting_leaves_no_socket_open() -> None:
         assert [sock.fileno() for sock in door.inside] == [-1]
 
 
-async def test_only_so_many_logins_are_under_way() -> None:
-    door = Door()
-    listener = Listener("127.0.0.1", 0, door.login, max_logins=3)
-    listener.start()
-    with ExitStack() as stack:
-        for _ in range(10):
-            stack.enter_context(connect(listener.port))
-        await eventually(lambda: listener.logins == 3)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert listener.logins == 3
-        door.open.set()
-        await eventually(lambda: listener.accepted == 10)
-        await eventually(lambda: listener.logins == 0)
-    await listener.close()
-
-
 async def test_a_few_clients_are_accepted_per_turn_of_the_loop() -> None:
     door = Door()
     listener = Listener("127.0.0.1", 0, door.login, accepts_per_turn=2)
@@ -153,19 +134,6 @@ async def test_a_client_that_is_gone_before_it_is_accepted_does_no_harm() -> Non
     await listener.close()
 
 
-@contextmanager
-def no_descriptors_left() -> Iterator[None]:
-    """Let this process open no further descriptor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 async def test_without_descriptors_it_pauses_and_goes_on_when_there_are_some(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -185,7 +153,7 @@ async def test_without_descriptors_it_pauses_and_goes_on_when_there_are_some(
         await eventually(lambda: door.inside)
     await listener.close()
     said = capsys.readouterr()
-    assert (said.out + said.err).count("clients cannot be accepted") == 1
+    assert (said.out + said.err).count("connections cannot be accepted") == 1
 
 
 async def test_a_login_that_raises_does_not_end_the_listener(capsys: pytest.CaptureFixture[str]) -> None:

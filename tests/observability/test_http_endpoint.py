@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import cast
 
 import pytest
+from harness.shortage import no_descriptors_left
 from harness.waiting import eventually
+from structlog.testing import capture_logs
 
+from proxy.net.acceptor import PAUSE_WHEN_EXHAUSTED
 from proxy.observability.http import MAX_CONNECTIONS, MAX_TURNED_AWAY, Check, HttpEndpoint, ReloadFailed, Routes
 
 Ask = Callable[..., Awaitable[tuple[int, dict[str, str], bytes]]]
@@ -64,7 +68,7 @@ class Site:
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     site = Site()
-    await site.endpoint.start()
+    site.endpoint.start()
     yield site
     await site.endpoint.stop()
 
@@ -208,3 +212,19 @@ async def test_a_flood_of_connections_holds_a_bounded_number(site: Site) -> None
     assert served <= most
     await eventually(lambda: site.endpoint.sessions == 0)
     assert (await site.ask("GET /healthz HTTP/1.1"))[0] == 200
+
+
+async def test_without_descriptors_it_waits_and_says_so_in_one_line(site: Site) -> None:
+    with capture_logs() as lines, socket.socket() as client:
+        client.settimeout(0.0)
+        client.connect_ex(("127.0.0.1", site.endpoint.port))
+        with no_descriptors_left():
+            turns = 0
+            while site.endpoint.exhausted < 3:
+                await asyncio.sleep(PAUSE_WHEN_EXHAUSTED / 10)
+                turns += 1
+            assert turns > 10, "it pauses between the attempts"
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert (await loop.sock_recv(client, 100)).startswith(b"HTTP/1.1 200")
+    assert [(line["event"], line["to"]) for line in lines] == [("connections cannot be accepted", "http.port")]
