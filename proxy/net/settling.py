@@ -25,6 +25,7 @@ from proxy.session.pins import (
     MARKS,
     PIN_DOUBT,
     PIN_LOAD,
+    PIN_PIPELINE,
     PIN_PREPARE,
     PIN_ROLE,
     PIN_SESSION,
@@ -82,6 +83,9 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
     """
     state, front = backend.state, client.front
     _digest(backend, client)
+    if state.pins & PIN_PIPELINE:
+        # A question would come into a transaction that may be open; it is asked when that is over.
+        return True
     sticky = front.texts.sticky & ~MARKS
     if client.pool.state_policy == POLICY_ALLOW and not front.pins & PIN_SESSION:
         front.pins &= ~LEFT_BY_CLIENT
@@ -148,6 +152,9 @@ def restore(backend: BackendLink, client: ClientLink) -> None:
     """Give a client inside a transaction those of its startup parameters back that it has reset there."""
     state, front = backend.state, client.front
     if state.open_batch or state.copy_in or state.doubt or state.skipping or state.left or front.left:
+        return
+    if state.pins & PIN_PIPELINE:
+        # The Sync behind the question might commit what the client has not.
         return
     _digest(backend, client)
     touched = front.touched

@@ -193,10 +193,9 @@ class Desk:
                 back.forwarded_sync()
                 self._take(data, pos, after, _SYNC)
                 return TAKEN
-            back.open_batch = False
         if self._passes(back):
             return PASSED
-        if book is not None and not back.open_batch and self._speaks_of_own(book, data, pos + 5, after, back):
+        if book is not None and self._speaks_of_own(book, data, pos + 5, after, back):
             self.owning = self.need == NEED_OWN
             return STOP
         self.end_unnamed()

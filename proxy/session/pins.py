@@ -24,6 +24,8 @@ PIN_UNNAMED: Final = 512
 PIN_DOUBT: Final = 1024
 PIN_SESSION: Final = 2048
 PIN_ROLE: Final = 65536
+PIN_PIPELINE: Final = 8192
+"""A transaction may be open although the server says that there is none: see `BackState._weigh_status`."""
 
 TO_RESET: Final = 4096
 """Mark: the client has taken away settings, those that the proxy set for it perhaps included."""
@@ -45,7 +47,7 @@ UNSETTLED: Final = 8388608
 CHANGES: Final = PIN_SET | TO_RESET | CALLED | REPORTED
 """Marks (in `BackState`, and CALLED in `FrontState`) that settings may have changed."""
 MARKS: Final = TO_RESET | KEPT | CALLED | REPORTED | TO_CHECK | ROLLED_BACK | RESET_ALL | UNSETTLED
-PINS_DIRTY: Final = 511 | PIN_DOUBT | PIN_ROLE | TO_RESET | CALLED | REPORTED | UNSETTLED
+PINS_DIRTY: Final = 511 | PIN_DOUBT | PIN_PIPELINE | PIN_ROLE | TO_RESET | CALLED | REPORTED | UNSETTLED
 """The pins and marks that leave something in the backend which DISCARD ALL removes."""
 ASKABLE: Final = PIN_LISTEN | PIN_PREPARE | PIN_TEMPORARY | PIN_HOLD | PIN_ADVISORY | PIN_ROLE
 """The pins whose reason the server can be asked about."""
@@ -69,6 +71,7 @@ NAMES: Final[tuple[tuple[int, str], ...]] = (
     (PIN_STATEMENT, "statement"),
     (PIN_UNNAMED, "unnamed_statement"),
     (PIN_DOUBT, "copy"),
+    (PIN_PIPELINE, "pipeline"),
     (PIN_ROLE, "role"),
     (PIN_SESSION, "session_mode"),
 )

@@ -197,6 +197,8 @@ class FrontState(Unlinked):
         if after <= end and is_malformed(F_QUERY, data, pos, after):
             # It is refused, and the unnamed statement is still there.
             self.desk.batch += 1
+            if not back.skipping:
+                self._batch_ends()
             back.forwarded_query()
             back.owe(OWE_QUERY)
             return True
@@ -205,8 +207,9 @@ class FrontState(Unlinked):
             return False
         back.forwarded_query()
         back.unnamed_owner = 0
-        if self.pins & PIN_UNNAMED and not back.skipping:
-            self.pins ^= PIN_UNNAMED
+        if not back.skipping:
+            self.batch_unnamed = UNNAMED_LEFT
+            self.pins &= ~PIN_UNNAMED
         if verdict != TAKEN:
             back.owe(OWE_QUERY)
         self.pins |= self.texts.query(data, pos + 5, min(end, after), after <= end)
@@ -233,6 +236,8 @@ class FrontState(Unlinked):
         if back.copy_in:
             self._inside_copy(back)
         if kind == F_FUNCTION:
+            if not back.skipping:
+                self._batch_ends()
             back.forwarded_query()
             back.owe(OWE_FUNCTION)
             return True

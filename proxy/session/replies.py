@@ -18,6 +18,7 @@ from proxy.session.endings import marks_of_tag, sqlstate_of
 from proxy.session.glance import glance_reply, skip_alike
 from proxy.session.pins import (
     PIN_DOUBT,
+    PIN_PIPELINE,
     PIN_SET,
     REPORTED,
     ROLLED_BACK,
@@ -166,15 +167,6 @@ class BackState(ReplyQueue):
         self.swallowed_error = b""
         self.swallowing_own = True
 
-    def forwarded_query(self) -> None:
-        """Note a Query or a FunctionCall that was forwarded.
-
-        Behind messages of the extended protocol without a Sync, PostgreSQL 18 leaves their transaction open, and from
-        the Sync on says that there is none.  So the client keeps the backend, which nobody else gets as it is.
-        """
-        if self.open_batch and not self.doubt:
-            self.pins |= PIN_DOUBT
-
     def scan(self, data: bytes, start: i64) -> i64:
         """Judge the bytes of `data` from `start` on and return how many of them are dealt with.
 
@@ -253,7 +245,7 @@ class BackState(ReplyQueue):
 
         The outcome is that of `scan`, frame by frame; False leaves all as it is.
         """
-        if self.head != 0 or self.own or self.doubt or len(data) > GLANCE_MOST:
+        if self.head != 0 or self.own or self.doubt or self.executed or len(data) > GLANCE_MOST:
             return False
         if len(self.queue) == 0 or self.queue[0] >= SWALLOW:
             return False
@@ -334,6 +326,7 @@ class BackState(ReplyQueue):
         elif kind == B_EMPTY_QUERY or kind == B_PORTAL_SUSPENDED:
             debt = self._first()
             if debt == OWE_EXECUTE:
+                self.executed = self.executed or kind == B_PORTAL_SUSPENDED
                 self._pop()
             elif debt != OWE_QUERY:
                 self.fault = "an end of execution that nobody asked for"
@@ -389,6 +382,8 @@ class BackState(ReplyQueue):
         if self.status == STATUS_IDLE:
             self.idles += 1
             self.has_set = False
+        if self.executed:
+            self._weigh_status(debt)
         self.copy_in = False
         self.sync_dropped = False
         self.readies += 1
@@ -399,10 +394,28 @@ class BackState(ReplyQueue):
             self.queries += 1
         self._pop()
 
+    def _weigh_status(self, debt: int) -> None:
+        """Pin where a ReadyForQuery does not tell whether a transaction is open.
+
+        A Query or FunctionCall behind an Execute without a Sync does not commit on PostgreSQL 18: it says T, and the
+        Sync behind it ends the transaction in word only: it says I, and the next command fails (XX000) and rolls back.
+        Of a transaction that BEGIN has opened, all versions say T or E at the Sync.  A Query that is answered I has
+        committed or rolled back, or found no transaction.
+        """
+        if debt == OWE_SYNC:
+            if self.status == STATUS_IDLE and self.pins & PIN_PIPELINE:
+                return
+        elif self.status == STATUS_TRANSACTION:
+            self.pins |= PIN_PIPELINE
+            return
+        self.pins &= ~PIN_PIPELINE
+        self.executed = False
+
     def _complete(self, data: bytes, pos: i64, end: i64) -> None:
         """Settle an Execute, and pin for the tags that leave session state behind."""
         debt = self._first()
         if debt == OWE_EXECUTE:
+            self.executed = True
             self._pop()
         elif debt != OWE_QUERY:
             self.fault = "CommandComplete out of turn"

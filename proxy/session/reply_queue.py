@@ -88,6 +88,7 @@ class ReplyQueue:
         self.copy_in: bool = False
         self.sync_dropped: bool = False
         self.open_batch: bool = False
+        self.executed: bool = False
         self.doubt: bool = False
         self.remarks: bool = False
         self.unnamed_owner: i64 = 0
@@ -174,6 +175,11 @@ class ReplyQueue:
             self.sync_dropped = True
         else:
             self.owe(OWE_REFUSED_FLUSH)
+
+    def forwarded_query(self) -> None:
+        """Note a forwarded Query or FunctionCall, which ends the batch before it: see `BackState._weigh_status`."""
+        if not self.skipping:
+            self.open_batch = False
 
     def forwarded_copy_end(self) -> None:
         """Note a forwarded CopyDone or CopyFail; before CopyInResponse is seen its place in the queue matters."""

@@ -60,6 +60,11 @@ STORIES: dict[str, list[list[bytes]]] = {
         [parse("select 3", "t"), sync(), query("execute s(1)"), query("execute t"), bind(statement="t"), sync()],
         [bind(["1"], statement="s"), execute(), parse("execute s(2)"), bind(), execute(), sync()],
     ],
+    "batch": [
+        [parse("select 3"), describe(kind="S"), query("execute s(1)"), sync()],
+        [parse("select 3"), bind(), execute(), query("execute s(1); select 4"), sync()],
+        USE,
+    ],
     "parsed after prepare": [
         [query("prepare x as select 1"), parse("select 2", "x"), bind(statement="x"), execute(), sync()],
         [query("execute x")],

@@ -1,8 +1,8 @@
 """A small model of PostgreSQL's main loop, and the relay rules between it and a client, without any socket.
 
-The model is written from `PostgresMain()`, `CopyGetData()` and the documentation's "Message Flow", and knows nothing
-of the proxy.  What a message is to bring about is spelled in its names: `execute("error")` fails, `query("begin;dml")`
-begins a transaction and changes something.
+The model is written from `PostgresMain()`, `CopyGetData()`, `start_xact_command()` and the documentation's "Message
+Flow", and knows nothing of the proxy.  What a message is to bring about is spelled in its names: `execute("error")`
+fails, `query("begin;dml")` begins a transaction and changes something.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from harness.fakeserver import command_complete, data_row, error_response, param
 from harness.malformed import is_refused
 from harness.rawclient import cstring, frame
 from proxy.session.desk import NEED_ERROR, NEED_NOTHING
+from proxy.session.pins import PIN_PIPELINE
 from proxy.session.relay import FOUND_NOTHING, FrontState
 from proxy.session.replies import BackState
 
@@ -56,16 +57,25 @@ def kinds(data: bytes) -> str:
 
 
 class ModelServer:
-    """One backend: bytes go into `inbox`, `step` takes one message from it, answers come out in `outbox`."""
+    """One backend: bytes go into `inbox`, `step` takes one message from it, answers come out in `outbox`.
 
-    def __init__(self) -> None:
+    `implicit` is a transaction that nobody has begun, `flagged` that an Execute is part of it.  From version 18 on a
+    Query behind that makes a block of it (`lasting`), which a Sync with nothing between ends in word only (`hanging`).
+    """
+
+    def __init__(self, version: int = 18) -> None:
+        self.version = version
         self.inbox = bytearray()
         self.outbox = bytearray()
         self.status = "I"
         self.skipping = False
         self.copying = ""
         self.rest: list[str] = []
+        self.several = False
         self.implicit = False
+        self.flagged = False
+        self.lasting = False
+        self.hanging = False
         self.deferred = False
         self.since_sync = False
         self.dead = False
@@ -77,7 +87,7 @@ class ModelServer:
             and self.status == "I"
             and not self.skipping
             and not self.copying
-            and not self.implicit
+            and not (self.implicit or self.lasting or self.hanging)
             and all(kind in IGNORED_BETWEEN for kind, _ in frames(bytes(self.inbox)))
             and all(kind in ANY_TIME for kind, _ in frames(bytes(self.outbox)))
         )
@@ -115,13 +125,26 @@ class ModelServer:
         self._say(error_response(sqlstate, "as asked"))
         if self.status == "T":
             self.status = "E"
-        self.implicit = False
+        self.implicit = self.lasting = self.hanging = False
         self.deferred = False
         self.rest = []
 
     def _ready(self) -> None:
-        self.implicit = False
-        self._say(ready(self.status))
+        self.implicit = self.flagged = False
+        self._say(ready("T" if self.lasting else self.status))
+
+    def _start(self) -> bool:
+        """Begin a command that is not of the extended protocol; False when that fails."""
+        if self.hanging:
+            self._error("XX000")
+            return False
+        self.lasting = self.lasting or (self.version >= 18 and self.status == "I" and self.implicit and self.flagged)
+        return True
+
+    def _finish(self) -> None:
+        """End such a command."""
+        if not self.lasting:
+            self._commit()
 
     def _commit(self) -> bool:
         """End the implicit transaction, if that is what there is; False when that fails."""
@@ -137,9 +160,11 @@ class ModelServer:
         if kind in "PBDEC":
             self.since_sync = True
         if kind == "S":
-            self.skipping = self.since_sync = False
+            self.skipping = False
         elif self.skipping:
             return
+        if kind in "QFS":
+            self.since_sync = False
         words = body.split(b"\0")
         if is_refused(kind, body):
             self._error("08P01")
@@ -148,25 +173,44 @@ class ModelServer:
             else:
                 self.skipping = True
         elif kind == "S":
-            self._commit()
-            self._ready()
+            self._sync()
         elif kind == "Q":
-            self.rest = words[0].decode().split(";")
-            self._statements()
+            self._query(words[0].decode())
         elif kind == "F":
+            self._call(body)
+        elif kind in "PBDEC":
+            self.skipping = not self._extended(kind, words)
+
+    def _sync(self) -> None:
+        self.hanging = self.hanging or (self.lasting and not self.implicit)
+        self.lasting = False
+        if not self.hanging:
+            self._commit()
+        self._ready()
+
+    def _query(self, text: str) -> None:
+        if self._start():
+            self.rest = text.split(";")
+            self.several = len(self.rest) > 1
+            self._statements()
+        else:
+            self._ready()
+
+    def _call(self, body: bytes) -> None:
+        if self._start():
             if body.startswith(b"\0\0\0\1") and self.status != "E":
                 self._say(frame("V", struct.pack("!i", -1)))
-                self._commit()
+                self._finish()
             else:
                 self._error()
-            self._ready()
-        elif kind in "PBDEC":
-            self.implicit = True
-            if not self._extended(kind, words):
-                self.skipping = True
+        self._ready()
 
     def _extended(self, kind: str, words: Sequence[bytes]) -> bool:
         """One message of the extended protocol; False when it failed."""
+        if self.hanging and kind != "C":
+            self._error("XX000")
+            return False
+        self.implicit = True
         if kind == "C":
             self._say(frame("3"))
             return True
@@ -199,7 +243,8 @@ class ModelServer:
             if self.copying:
                 return
         else:
-            self._commit()
+            self.lasting = self.lasting and not self.several
+            self._finish()
         self._ready()
 
     def _run(self, word: str, *, simple: bool) -> bool:
@@ -213,12 +258,14 @@ class ModelServer:
                 return False
             self.copying = "simple" if simple else "extended"
             return True
+        self.flagged = self.flagged or not (simple or word in ("begin", "commit", "rollback", "empty"))
         if word == "begin":
             self.status = "T"
+            self.lasting = False
             self._say(command_complete("BEGIN"))
         elif word in ("commit", "rollback"):
             self.status = "I"
-            self.deferred = False
+            self.lasting = self.flagged = self.deferred = False
             self._say(command_complete(word.upper()))
         elif word == "select":
             if simple:
@@ -245,6 +292,7 @@ class ModelServer:
         if kind == "c":
             simple = self.copying == "simple"
             self.copying = ""
+            self.flagged = self.flagged or not simple
             self._say(command_complete("COPY 1"))
             if simple:
                 self._statements()
@@ -311,8 +359,9 @@ class RelayPair:
             self.client()
 
     def releasable(self) -> bool:
-        """Say whether the links would give the backend back, pins aside."""
-        return self.back.releasable() and not (self.front.left or self.held_from_client or self.held_from_server)
+        """Say whether the links would give the backend back, pins for session state aside."""
+        held = self.front.left or self.held_from_client or self.held_from_server
+        return self.back.releasable() and not (held or self.pins() & PIN_PIPELINE)
 
     def pins(self) -> int:
         return self.front.pins | self.back.pins

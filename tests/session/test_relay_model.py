@@ -17,6 +17,8 @@ from harness.relaymodel import (
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from proxy.session.pins import PIN_PIPELINE
+
 STATEMENTS = ["select", "dml", "begin", "commit", "rollback", "error", "copyin", "copyrefused", "copyout", "deferred"]
 
 queries = st.lists(st.sampled_from([*STATEMENTS, "setting"]), min_size=1, max_size=3).map(";".join).map(query)
@@ -47,7 +49,9 @@ usual = st.one_of(
     st.just(parse("ok") + bind() + execute("copyin") + sync() + copy_data("row") + copy_done() + sync()),
     st.just(query("begin") + query("dml") + query("commit")),
     st.just(sync() + parse("ok") + flush()),
+    st.just(parse("ok") + bind() + execute("dml") + flush() + query("select")),
 )
+versions = st.sampled_from([17, 18])
 conversations = st.lists(st.one_of(single, usual), min_size=1, max_size=12).map(b"".join)
 turns = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60)), max_size=60)
 
@@ -88,6 +92,9 @@ def check_end(pair: RelayPair, server: ModelServer) -> None:
         pass
     pair.server(server.take_output(1 << 20))
     assert not pair.back.fault
+    if pair.pins() & PIN_PIPELINE and server.settled() and not (pair.back.doubt or pair.held_from_client):
+        play(pair, server, query("select"), [])
+        assert not pair.pins() & PIN_PIPELINE, "a query that is answered I ends it"
     if server.dead or pair.back.doubt or pair.front.left or pair.held_from_client:
         assert not pair.releasable()
         return
@@ -99,20 +106,23 @@ def check_end(pair: RelayPair, server: ModelServer) -> None:
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(conversations, turns)
-@example(parse("ok") + bind() + execute("copyin") + copy_data("bad") + sync() + copy_done() + sync(), [])
-@example(query("copyin") + copy_data("bad") + sync() + copy_done(), [])
-@example(query("copyin") + sync() + copy_data("bad") + copy_done() + query("select"), [])
-def test_backend_is_free_exactly_when_the_server_owes_nothing(said: bytes, schedule: list[tuple[int, int]]) -> None:
-    pair, server = RelayPair(), ModelServer()
+@given(conversations, turns, versions)
+@example(parse("ok") + bind() + execute("copyin") + copy_data("bad") + sync() + copy_done() + sync(), [], 18)
+@example(query("copyin") + copy_data("bad") + sync() + copy_done(), [], 18)
+@example(query("copyin") + sync() + copy_data("bad") + copy_done() + query("select"), [], 18)
+@example(parse("ok") + bind() + execute("dml") + query("select") + sync(), [], 18)
+def test_backend_is_free_exactly_when_the_server_owes_nothing(
+    said: bytes, schedule: list[tuple[int, int]], version: int
+) -> None:
+    pair, server = RelayPair(), ModelServer(version)
     play(pair, server, said, schedule)
     check_end(pair, server)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(usual, min_size=1, max_size=6).map(b"".join), turns)
-def test_usual_conversation_always_ends_free(said: bytes, schedule: list[tuple[int, int]]) -> None:
-    pair, server = RelayPair(), ModelServer()
+@given(st.lists(usual, min_size=1, max_size=6).map(b"".join), turns, versions)
+def test_usual_conversation_always_ends_free(said: bytes, schedule: list[tuple[int, int]], version: int) -> None:
+    pair, server = RelayPair(), ModelServer(version)
     play(pair, server, said, [turn for turn in schedule if turn[0] != 8])
     # Whatever the statements were: this ends any transaction, and any batch.
     play(pair, server, copy_done() + sync() + query("rollback"), [])
@@ -121,12 +131,12 @@ def test_usual_conversation_always_ends_free(said: bytes, schedule: list[tuple[i
 
 
 @settings(max_examples=200, deadline=None)
-@given(conversations, turns)
+@given(conversations, turns, versions)
 def test_client_sees_every_byte_of_its_server_and_the_server_every_byte_of_its_client(
-    said: bytes, schedule: list[tuple[int, int]]
+    said: bytes, schedule: list[tuple[int, int]], version: int
 ) -> None:
-    pair, server = RelayPair(), ModelServer()
-    alone = ModelServer()
+    pair, server = RelayPair(), ModelServer(version)
+    alone = ModelServer(version)
     alone.inbox += said
     while alone.step():
         pass

@@ -17,7 +17,6 @@ from harness.relaymodel import NOTICE, NOTIFICATION, RelayPair, copy_data, copy_
 
 from proxy.session.pins import (
     PIN_DOUBT,
-    PINS_DIRTY,
 )
 from proxy.session.relay import FOUND_FAULT, FOUND_TERMINATE
 from proxy.session.replies import MAX_ERRORS, BackState
@@ -269,22 +268,6 @@ def test_request_within_a_copy_leaves_a_doubt(message: bytes) -> None:
     assert pair.back.doubt
     assert pair.back.fatal
     assert not pair.releasable()
-
-
-@pytest.mark.parametrize("message", [query("insert"), function_call(1)])
-def test_query_within_a_batch_keeps_the_backend_which_is_reset_afterwards(message: bytes) -> None:
-    pair = RelayPair()
-    pair.client(parse("insert") + bind() + execute() + message + sync())
-    pair.server(PARSED, BOUND, DONE, DONE if message.startswith(b"Q") else frame("V", b"\xff" * 4), ready("T"), ready())
-    assert pair.releasable()
-    assert pair.pins() == PIN_DOUBT
-    assert pair.back.pins & PINS_DIRTY
-
-
-def test_query_behind_a_sync_pins_nothing() -> None:
-    pair = RelayPair()
-    pair.client(BATCH + query("insert") + function_call(1) + BATCH)
-    assert pair.pins() == 0
 
 
 def test_queue_of_a_backend_in_doubt_does_not_grow() -> None:
