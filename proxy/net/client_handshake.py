@@ -1,7 +1,7 @@
 """A client's first words: encryption requests, a cancel request or a StartupMessage, and the words that end a login.
 
 Whoever calls sets the time limit (`asyncio.timeout`) and closes the socket.  `ClientGone` ends a login without an
-answer; a `Failure` is told to the client with `send_failure`.
+answer, and so does `NoStartup`, which is one; a `Failure` is told to the client with `send_failure`.
 
 Source: PostgreSQL documentation, "Protocol Flow", sections "Start-up", "SSL Session Encryption" and "Canceling
 Requests in Progress".
@@ -28,17 +28,19 @@ from proxy.net.client_tls import ClientTls, PeerCertificate, Shown
 from proxy.net.failures import fatal_response
 from proxy.net.handshake_io import TLS_HANDSHAKE, HandshakeSocket, PeerGone, TlsFailed
 from proxy.net.tls import ALPN
-from proxy.wire import ProtocolError, UnsupportedProtocol
+from proxy.wire import ImpossibleLength, ProtocolError, UnsupportedProtocol
 from proxy.wire.authentication import AuthenticationOk
-from proxy.wire.framing import MAX_STARTUP_BODY
+from proxy.wire.framing import LENGTH_SIZE, MAX_STARTUP_BODY
 from proxy.wire.reports import BackendKeyData, ParameterStatus, ReadyForQuery, TransactionStatus
 from proxy.wire.startup import (
     CancelRequest,
+    FirstMessage,
     GSSENCRequest,
     ReplicationMode,
     SSLRequest,
     StartupMessage,
     decode_startup,
+    is_cancel_request,
     negotiate,
 )
 
@@ -47,6 +49,7 @@ __all__ = [
     "ClientGone",
     "GreetPolicy",
     "Greeting",
+    "NoStartup",
     "TlsFacts",
     "authenticate",
     "channel_of",
@@ -68,6 +71,15 @@ TlsTurn: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
 
 ClientGone: TypeAlias = PeerGone
 """The client closed or lost the connection, or TLS with it failed: nothing more can be said."""
+
+
+class NoStartup(PeerGone):
+    """What a client has begun with is no packet at all, or no cancel request: PostgreSQL closes without a word.
+
+    Some clients rely on that.  One that gives up before it has begun may say Terminate in place of a first packet, and
+    take an error for one of its own.
+    """
+
 
 _AUTHENTICATION_OK: Final = AuthenticationOk().encode()
 _READY: Final = ReadyForQuery(TransactionStatus.IDLE).encode()
@@ -128,7 +140,9 @@ async def greet(io: HandshakeSocket, policy: GreetPolicy, tls_turn: TlsTurn = nu
     """Hear out a client until it says what it wants; a TLS handshake is made within `tls_turn`.
 
     A NegotiateProtocolVersion that is due goes out together with the next message sent.  Raises Failure for what the
-    client must be told, ClientGone where it cannot be told anything.
+    client must be told, ClientGone where it cannot be told anything, NoStartup where PostgreSQL would not.
+
+    Source: PostgreSQL's `ProcessStartupPacket` and `ProcessCancelRequestPacket`.
     """
     try:
         return await _greet(io, policy.tls, policy.startup_max_bytes, tls_turn)
@@ -144,7 +158,7 @@ async def _greet(io: HandshakeSocket, tls: ClientTls | None, startup_limit: int,
     if tls is not None and (await io.peek(1))[0] == TLS_HANDSHAKE:
         facts = await _begin_tls(io, tls, tls_turn, direct=True)
     while True:
-        message = decode_startup(await io.read_packet(startup_limit))
+        message = await _read_request(io, startup_limit)
         if isinstance(message, CancelRequest):
             return Greeting(None, message, 0, facts)
         if isinstance(message, StartupMessage):
@@ -157,6 +171,21 @@ async def _greet(io: HandshakeSocket, tls: ClientTls | None, startup_limit: int,
         else:
             await io.send(b"S")
             facts = await _begin_tls(io, tls, tls_turn, direct=False)
+
+
+async def _read_request(io: HandshakeSocket, startup_limit: int) -> FirstMessage:
+    try:
+        body = await io.read_packet(startup_limit)
+    except ImpossibleLength as error:
+        if startup_limit < error.length - LENGTH_SIZE <= MAX_STARTUP_BODY:
+            raise
+        raise NoStartup(str(error)) from None
+    try:
+        return decode_startup(body)
+    except ProtocolError as error:
+        if is_cancel_request(body):
+            raise NoStartup(str(error)) from None
+        raise
 
 
 async def _begin_tls(io: HandshakeSocket, tls: ClientTls, turn: TlsTurn, *, direct: bool) -> TlsFacts:

@@ -35,6 +35,7 @@ from proxy.net.client_handshake import (
     ClientGone,
     Greeting,
     GreetPolicy,
+    NoStartup,
     farewell,
     greet,
     login_complete,
@@ -181,6 +182,10 @@ class FrontDoor:
             self.refused[TOO_MANY_LOGINS.name] = self.refused.get(TOO_MANY_LOGINS.name, 0) + 1
         except TlsFailed as failed:
             log.info("TLS with a client failed", address=visit.address, reason=str(failed))
+        except NoStartup as nothing:
+            self._count_refusal(visit, PROTOCOL_VIOLATION.name, str(nothing), log.warning)
+            # Closed in good order: bytes left unread would reset the connection, which some clients report as an error.
+            await farewell(io, b"")
         except ClientGone as gone:
             log.debug("client left before its login", address=visit.address, reason=str(gone))
         except TimeoutError:

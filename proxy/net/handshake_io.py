@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 
 from proxy.net.stream import say_tls_end
 from proxy.wire import ProtocolError
-from proxy.wire.framing import MAX_SASL_BODY, FrameReader
+from proxy.wire.framing import MAX_SASL_BODY, MIN_STARTUP_BODY, FrameReader
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ class HandshakeSocket:
 
     async def read_packet(self, limit: int) -> bytes:
         """Read one untyped packet, as clients begin with, and return its body of at most `limit` bytes."""
-        reader = FrameReader(limit, typed=False)
+        reader = FrameReader(limit, typed=False, least=MIN_STARTUP_BODY)
         _, body = await self._read_with(reader, greedy=False)
         return body
 

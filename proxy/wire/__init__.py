@@ -4,6 +4,6 @@
 `options` apart.
 """
 
-from proxy.wire.errors import ProtocolError, StartupOptionError, UnsupportedProtocol
+from proxy.wire.errors import ImpossibleLength, ProtocolError, StartupOptionError, UnsupportedProtocol
 
-__all__ = ["ProtocolError", "StartupOptionError", "UnsupportedProtocol"]
+__all__ = ["ImpossibleLength", "ProtocolError", "StartupOptionError", "UnsupportedProtocol"]

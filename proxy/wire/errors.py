@@ -11,6 +11,14 @@ class ProtocolError(ValueError):
     """
 
 
+class ImpossibleLength(ProtocolError):
+    """A length field has a value that it cannot have, or must not have here: the stream has no further meaning."""
+
+    def __init__(self, message: str, length: int) -> None:
+        super().__init__(message)
+        self.length = length
+
+
 class UnsupportedProtocol(ProtocolError):
     """A StartupMessage asks for a major version other than 3; PostgreSQL answers 0A000."""
 

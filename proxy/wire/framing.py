@@ -13,7 +13,7 @@ from typing import Final
 from librt.strings import read_i32_be
 from mypy_extensions import i64
 
-from proxy.wire.errors import ProtocolError
+from proxy.wire.errors import ImpossibleLength
 
 # Frontend message types.  Literal integers, because mypyc folds those into the code that uses them.
 F_BIND: Final = 0x42  # B
@@ -66,8 +66,9 @@ STATUS_FAILED: Final = 0x45  # E
 HEADER_SIZE: Final = 5
 LENGTH_SIZE: Final = 4
 
-# Most body bytes.  The first three are PostgreSQL's own: MAX_STARTUP_PACKET_LENGTH, PG_MAX_AUTH_TOKEN_LENGTH
-# and PG_MAX_SASL_MESSAGE_LENGTH; the last is the most that the length field can say.
+# Fewest and most body bytes.  The first four are PostgreSQL's own: a request code, MAX_STARTUP_PACKET_LENGTH,
+# PG_MAX_AUTH_TOKEN_LENGTH and PG_MAX_SASL_MESSAGE_LENGTH; the last is the most that the length field can say.
+MIN_STARTUP_BODY: Final = 4
 MAX_STARTUP_BODY: Final = 10_000
 MAX_PASSWORD_BODY: Final = 65_535
 MAX_SASL_BODY: Final = 1_024
@@ -100,12 +101,13 @@ class FrameScanner:
     `remaining` the bytes of the body still to come.  A frame's first piece (`first`) is reported as soon as its
     header is complete, be it empty or not; its last piece has `remaining` 0.
 
-    `limit` is the most bytes that a body may have.  It may be changed between frames, and is held against a
-    header as soon as the header is complete, before anything is allocated for the body.
+    `least` and `limit` are the fewest and the most bytes that a body may have.  They are held against a header as soon
+    as the header is complete, before anything is allocated for the body; `limit` may be changed between frames.
     """
 
-    def __init__(self, limit: int, typed: bool = True) -> None:
+    def __init__(self, limit: int, typed: bool = True, least: int = 0) -> None:
         self.limit = limit
+        self.least = least
         self.kind = 0
         self.length = 0
         self.start = 0
@@ -131,8 +133,8 @@ class FrameScanner:
     def step(self) -> bool:
         """Move to the next piece; False when the chunk is used up.
 
-        Raises ProtocolError when a header's length is below 4 or its body above `limit`; the stream has no
-        further meaning then.
+        Raises ImpossibleLength when a header's length is below 4, or its body below `least` or above `limit`; the
+        stream has no further meaning then.
         """
         if self.remaining:
             self.first = False
@@ -177,9 +179,11 @@ class FrameScanner:
         self._pos = stop
         size = int.from_bytes(head[-LENGTH_SIZE:], "big")
         if size < LENGTH_SIZE:
-            raise ProtocolError(f"message length {size} is smaller than the length field itself")
+            raise ImpossibleLength(f"message length {size} is smaller than the length field itself", size)
+        if size - LENGTH_SIZE < self.least:
+            raise ImpossibleLength(f"message length {size} is below {self.least + LENGTH_SIZE} bytes", size)
         if size - LENGTH_SIZE > self.limit:
-            raise ProtocolError(f"message length {size} exceeds the limit of {self.limit + LENGTH_SIZE} bytes")
+            raise ImpossibleLength(f"message length {size} exceeds the limit of {self.limit + LENGTH_SIZE} bytes", size)
         self.kind = head[0] if self._typed else 0
         self.length = size - LENGTH_SIZE
         self.remaining = self.length
@@ -194,8 +198,8 @@ class FrameReader:
     packets, whose frames have no type byte.
     """
 
-    def __init__(self, limit: int, typed: bool = True) -> None:
-        self._scanner = FrameScanner(limit, typed)
+    def __init__(self, limit: int, typed: bool = True, least: int = 0) -> None:
+        self._scanner = FrameScanner(limit, typed, least)
         self._typed = typed
         self._body = bytearray()
         self._chunk = b""
@@ -213,7 +217,7 @@ class FrameReader:
     def next_frame(self) -> tuple[int, bytes] | None:
         """Take the next whole frame as (type byte, body), or None when more bytes are needed.
 
-        Raises ProtocolError for a length that cannot be or exceeds the limit.
+        Raises ImpossibleLength for a length that cannot be or exceeds the limits.
         """
         scanner = self._scanner
         while scanner.step():

@@ -177,6 +177,11 @@ def decode_startup(body: bytes) -> FirstMessage:
     return StartupMessage.decode(body)
 
 
+def is_cancel_request(body: bytes) -> bool:
+    """Whether a packet's body has the code of a cancel request, whatever else it has."""
+    return int.from_bytes(body[:4], "big") == CANCEL_CODE
+
+
 def negotiate(startup: StartupMessage, newest: int = PROTOCOL_3_2) -> tuple[int, NegotiateProtocolVersion | None]:
     """Settle the version to speak, and what to tell the client first where it asked for something unknown.
 

@@ -84,9 +84,48 @@ def end_of(client: RawClient) -> tuple[str, str] | None:
     return told
 
 
-BEFORE_LOGIN = {
-    **{f"a length of {length}": struct.pack("!I", length) + PROTOCOL for length in IMPOSSIBLE},
+NO_STARTUP = {
+    **{f"a length of {length}": struct.pack("!I", length) + PROTOCOL for length in [*IMPOSSIBLE, 7, 10_005]},
     "a packet above 10 kB": startup({"user": "app", "database": "acme", "application_name": "x" * 10_000}),
+    "an HTTP request": b"GET / HTTP/1.1\r\nHost: acme\r\n\r\n",
+    "an SSH greeting": b"SSH-2.0-OpenSSH_9.9\r\n",
+    "TLS, which is switched off": bytes.fromhex("16030100c8010000c40303") + bytes(200),
+    "a short cancel request": struct.pack("!III", 12, 80877102, 1),
+    "a cancel request with a long key": struct.pack("!III", 12 + 5000, 80877102, 1) + bytes(5000),
+    "a query": query("select 1"),
+    "a goodbye": terminate(),
+}
+CUT_SHORT = {
+    "nothing": b"",
+    "half a length": b"\0\0",
+    "a length": struct.pack("!I", 20),
+    "half a packet": startup({"user": "app", "database": "acme"})[:20],
+}
+
+
+@pytest.mark.parametrize("before", [b"", SSL_REQUEST], ids=["first", "after asking for TLS"])
+@pytest.mark.parametrize("case", [*NO_STARTUP, *CUT_SHORT])
+def test_what_is_no_packet_ends_the_connection_without_a_word(
+    case: str, before: bytes, world: World, acme: TenantUnderTest
+) -> None:
+    def ending(client: RawClient) -> bytes:
+        client.send(before)
+        assert client.read_exactly(1) == b"N" if before else True
+        client.send({**NO_STARTUP, **CUT_SHORT}[case])
+        if case in CUT_SHORT:
+            client.sock.shutdown(socket.SHUT_WR)
+        return client.sock.recv(100)
+
+    with RawClient(acme.database.server.port) as direct, suppress(ConnectionResetError):
+        # A reset is what PostgreSQL's end looks like where it has left bytes unread.
+        assert ending(direct) == b""
+    with world.proxy.connect() as client:
+        started = time.monotonic()
+        assert ending(client) == b""
+        assert time.monotonic() - started < allowed(LOGIN_TIMEOUT * 0.9)
+
+
+BEFORE_LOGIN = {
     "no user": startup({"database": "acme"}),
     "a name without a value": struct.pack("!I", 13) + PROTOCOL + b"user\0",
     "no terminator": struct.pack("!I", 16) + PROTOCOL + b"user\0abc",
@@ -94,12 +133,6 @@ BEFORE_LOGIN = {
     "protocol 2": struct.pack("!II", 8, 2 << 16),
     "protocol 4": startup({"user": "app"}, 4 << 16),
     "an unknown request": struct.pack("!II", 8, 80877105),
-    "an HTTP request": b"GET / HTTP/1.1\r\nHost: acme\r\n\r\n",
-    "an SSH greeting": b"SSH-2.0-OpenSSH_9.9\r\n",
-    "TLS, which is switched off": bytes.fromhex("16030100c8010000c40303") + bytes(200),
-    "a short cancel request": struct.pack("!III", 12, 80877102, 1),
-    "a cancel request with a long key": struct.pack("!III", 12 + 5000, 80877102, 1) + bytes(5000),
-    "a query": query("select 1"),
 }
 
 
