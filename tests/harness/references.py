@@ -77,7 +77,8 @@ error that names the commands. Names may be quoted; commands may be in lower cas
 no catalog: a driver that reads types when it connects has to be told not to (postgres.js: `fetch_types: false`).
 
 Tables are made while they are sent, a slice at a time: what has gone meanwhile is left out, and the relay is not held
-up. Many columns are called as in PgBouncer's console, others not. Times are in UTC.
+up. Many columns are called as in PgBouncer's console; [from-pgbouncer.md](from-pgbouncer.md) lists the others.
+Times are in UTC.
 
 """
 
