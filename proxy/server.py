@@ -157,7 +157,14 @@ class Node:
             clock=self.clock,
         )
         self.times = TimeKeeper(self.hub, self.dialer, self.door.clients.values, spawn=self.spawn)
-        self.mailroom = Mailroom(self.hub, self.dialer, self.door, self.statuses, spawn=self.spawn)
+        self.mailroom = Mailroom(
+            self.hub,
+            self.dialer,
+            self.door,
+            self.statuses,
+            spawn=self.spawn,
+            roles_changed=self.server_logins.forget_server,
+        )
         self.listener = Listener(
             settings.listen.host,
             settings.listen.port,

@@ -74,6 +74,7 @@ MAIL_CLOSED: Final = 8
 MAIL_SEATED: Final = 9
 MAIL_PINNED: Final = 10
 MAIL_REFUSED: Final = 11
+MAIL_ROLES_CHANGED: Final = 12
 
 SETTLE_TIME: Final = 30.0
 """Seconds that a server has for a statement of the proxy's own while no client waits with it: DISCARD ALL, settings."""
@@ -294,6 +295,10 @@ class Hub(Effects, LinkHost):
             self.driver.close(entry, "it refused DISCARD ALL", self.selector.now)
         elif entry.state == RESETTING:
             self.driver.reset_done(entry, self.selector.now)
+
+    def roles_changed(self, backend: BackendLink) -> None:
+        """See `LinkHost`."""
+        self.post(MAIL_ROLES_CHANGED, backend.entry)
 
     def status_changed(self, backend: BackendLink) -> None:
         """See `LinkHost`."""

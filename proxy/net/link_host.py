@@ -75,6 +75,10 @@ class LinkHost:
         """Note that an idle server has reported another value of a parameter."""
 
     @abstractmethod
+    def roles_changed(self, backend: BackendLink) -> None:
+        """Note that a client has changed a role of the server, and that its transaction is over."""
+
+    @abstractmethod
     def left_settling(self, backend: BackendLink) -> None:
         """Note that a backend whose client is gone has yet to answer the proxy's own statement."""
 

@@ -23,6 +23,7 @@ from proxy.net.hub import (
     MAIL_PINNED,
     MAIL_PROBED,
     MAIL_REFUSED,
+    MAIL_ROLES_CHANGED,
     MAIL_SEATED,
     MAIL_STATUS_CHANGED,
     Hub,
@@ -40,7 +41,8 @@ log = structlog.get_logger(__name__)
 class Mailroom:
     """Hands each piece of mail to whom it concerns, first thing in every turn of the loop.
 
-    `open` registers with the running loop, `close` undoes that.  `spawn` starts a task that the node owns.
+    `open` registers with the running loop, `close` undoes that.  `spawn` starts a task that the node owns;
+    `roles_changed` is told the ids of servers whose roles a client has changed.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Mailroom:
         statuses: StatusCache,
         *,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        roles_changed: Callable[[int], None],
     ) -> None:
         self._hub = hub
         self._dialer = dialer
         self._door = door
         self._statuses = statuses
         self._spawn = spawn
+        self._roles_changed = roles_changed
         self._pipe: tuple[int, int] | None = None
 
     def open(self) -> None:
@@ -110,6 +114,9 @@ class Mailroom:
         elif mail.kind == MAIL_STATUS_CHANGED:
             assert isinstance(subject, BackendEntry)
             self._statuses.forget(subject.pool)
+        elif mail.kind == MAIL_ROLES_CHANGED:
+            assert isinstance(subject, BackendEntry)
+            self._roles_changed(subject.server.server_id)
         elif mail.kind == MAIL_PINNED:
             assert isinstance(subject, ClientLink)
             self._door.client_pinned(subject, mail.text)

@@ -36,6 +36,7 @@ from proxy.session.pins import (
     POLICY_ALLOW,
     POLICY_REJECT,
     RESET_ALL,
+    ROLES_CHANGED,
     ROLLED_BACK,
     TO_CHECK,
     TO_RESET,
@@ -82,6 +83,7 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
     The transaction is over and everything is answered.
     """
     state, front = backend.state, client.front
+    _tell_roles(backend, client)
     _digest(backend, client)
     if state.pins & PIN_PIPELINE:
         # A question would come into a transaction that may be open; it is asked when that is over.
@@ -133,6 +135,14 @@ def keeps(backend: BackendLink, client: ClientLink) -> bool:
         return True
     _settle(backend, client, inquiry, {name: reported[name] for name in touched.names})
     return (front.pins | state.pins) & ~MARKS != 0
+
+
+def _tell_roles(backend: BackendLink, client: ClientLink) -> None:
+    """Say that roles have been changed, whose verifiers the node may remember."""
+    state = backend.state
+    if state.pins & ROLES_CHANGED:
+        state.pins &= ~ROLES_CHANGED
+        client.host.roles_changed(backend)
 
 
 def stays(backend: BackendLink, client: ClientLink) -> None:

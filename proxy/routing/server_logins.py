@@ -1,7 +1,8 @@
 """Logins that are roles of the tenant's own server: asked for there, and remembered for a short while.
 
 What a server says is kept in memory only, per tenant, and is forgotten with every change of that tenant or server in
-the registry.  A role that has expired or may not log in counts as absent, as the server itself would count it.
+the registry, and when a client of this node has changed a role of that server.  A role that has expired or may not log
+in counts as absent, as the server itself would count it.
 """
 
 from __future__ import annotations
@@ -132,11 +133,12 @@ class ServerLogins:
             self._floor = self._serial
             self._floors.clear()
             return
-        kind = (change.kind, change.key)
-        self._floors[kind] = self._serial
-        self._floors.move_to_end(kind)
-        if len(self._floors) > MAX_FLOORS:
-            self._floor = max(self._floor, self._floors.popitem(last=False)[1])
+        self._raise_floor(change.kind, change.key)
+
+    def forget_server(self, server_id: int) -> None:
+        """Forget what a server has said: one of its roles has another password, or is gone or new."""
+        self._serial += 1
+        self._raise_floor(ChangeKind.SERVER, server_id)
 
     async def close(self) -> None:
         """Cancel what is in flight."""
@@ -167,6 +169,13 @@ class ServerLogins:
         known = _Known(login, asked_at + lifetime, doubted_at)
         self._shelf.put(key, Entry(known, serial, asked_at), empty=login is None)
         return login
+
+    def _raise_floor(self, kind: ChangeKind, key: int) -> None:
+        floor = (kind, key)
+        self._floors[floor] = self._serial
+        self._floors.move_to_end(floor)
+        if len(self._floors) > MAX_FLOORS:
+            self._floor = max(self._floor, self._floors.popitem(last=False)[1])
 
     def _is_fresh(self, key: Key, entry: Entry[_Known]) -> bool:
         return entry.version >= self._floor_of(key) and self._clock() < entry.value.until

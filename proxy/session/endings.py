@@ -15,6 +15,7 @@ from proxy.session.pins import (
     PIN_PREPARE,
     PIN_SET,
     RESET_ALL,
+    ROLES_CHANGED,
     ROLLED_BACK,
     TO_CHECK,
     TO_RESET,
@@ -39,6 +40,10 @@ def marks_of_tag(tag: bytes) -> i64:
         return PIN_PREPARE
     if tag == b"LOAD":
         return PIN_LOAD
+    if tag == b"ALTER ROLE" or tag == b"CREATE ROLE":
+        return ROLES_CHANGED
+    if tag == b"DROP ROLE":
+        return TO_CHECK | ROLES_CHANGED
     if tag == b"UNLISTEN" or tag[:5] == b"DROP " or tag[:7] == b"DISCARD" or tag[:5] == b"CLOSE" or tag[:5] == b"DEALL":
         return TO_CHECK
     return 0

@@ -43,10 +43,12 @@ RESET_ALL: Final = 4194304
 """Mark: the client has taken away all settings at once."""
 UNSETTLED: Final = 8388608
 """Mark: the client has changed settings, and their values are not known yet."""
+ROLES_CHANGED: Final = 16777216
+"""Mark: a role of the server has been made, changed or dropped, its password perhaps."""
 
 CHANGES: Final = PIN_SET | TO_RESET | CALLED | REPORTED
 """Marks (in `BackState`, and CALLED in `FrontState`) that settings may have changed."""
-MARKS: Final = TO_RESET | KEPT | CALLED | REPORTED | TO_CHECK | ROLLED_BACK | RESET_ALL | UNSETTLED
+MARKS: Final = TO_RESET | KEPT | CALLED | REPORTED | TO_CHECK | ROLLED_BACK | RESET_ALL | UNSETTLED | ROLES_CHANGED
 PINS_DIRTY: Final = 511 | PIN_DOUBT | PIN_PIPELINE | PIN_ROLE | TO_RESET | CALLED | REPORTED | UNSETTLED
 """The pins and marks that leave something in the backend which DISCARD ALL removes."""
 ASKABLE: Final = PIN_LISTEN | PIN_PREPARE | PIN_TEMPORARY | PIN_HOLD | PIN_ADVISORY | PIN_ROLE

@@ -90,6 +90,7 @@ MAX_SHAPE: Final = 1 << 20
 _GLANCE: Final = glance_reply
 _SKIP: Final = skip_alike
 
+_A: Final = 0x41
 _C: Final = 0x43
 _D: Final = 0x44
 _L: Final = 0x4C
@@ -425,7 +426,7 @@ class BackState(ReplyQueue):
         if self.swallowing:
             return
         if end - pos < 9:
-            # No tag that leaves anything behind is shorter than SET.
+            # No tag that matters is shorter than SET.
             return
         first: i64 = data[pos + 5]
         if first == _S:
@@ -436,12 +437,12 @@ class BackState(ReplyQueue):
             if data[pos + 7] == _L:
                 return
         elif first == _C:
-            if data[pos + 6] != _L:
+            if data[pos + 6] != _L and data[pos + 6] != _R:
                 return
         elif first == _U:
             if data[pos + 6] != _N:
                 return
-        elif first != _R and first != _L and first != _P:
+        elif first != _R and first != _L and first != _P and first != _A:
             return
         tag = data[pos + 5 : end - 1]
         marks = marks_of_tag(tag)

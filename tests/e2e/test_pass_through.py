@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from harness.shared import ca_file
 from harness.waiting import wait_until
 from harness.world import World
 
+from proxy.auth import build_verifier
 from proxy.demo.facts import ServerFacts
-from registry.contract import Address, ChannelBinding, Limits, Secret, TlsMode, VerifierSource
+from registry.contract import Address, ChannelBinding, Limits, PoolMode, Secret, TlsMode, VerifierSource
 from registry.domain.models import LoginChange, ServerChange, TenantChange
 
 TTL = 1.0
@@ -184,6 +186,39 @@ def test_a_new_password_is_let_in_with_the_second_attempt_at_the_latest(place: P
     assert "password authentication failed" in place.refusal(user, "new"), "answered from memory"
     assert place.whoami(user, "new")[0] == user
     assert "password authentication failed" in place.refusal(user, old)
+
+
+@pytest.mark.parametrize("how", ["as text", "as psql does", "prepared", "in a transaction"])
+@pytest.mark.parametrize("mode", [PoolMode.TRANSACTION, PoolMode.SESSION])
+def test_a_new_password_that_was_set_through_the_node_is_let_in_at_once(
+    world: World, place: Place, how: str, mode: PoolMode
+) -> None:
+    user, old = place.role()
+    world.registry.set_tenant(place.slug, pool_mode=mode)
+    verifier = build_verifier("new", bytes(range(16))).text()
+    try:
+        with psycopg.connect(place.url(user, old), autocommit=True) as connected:
+            assert place.whoami(user, old)[0] == user
+            change = f"alter user {user} password '{verifier if 'psql' in how else 'new'}'"
+            with connected.transaction() if "transaction" in how else nullcontext():
+                connected.execute(change, prepare=how == "prepared")
+                if "transaction" in how:
+                    assert place.whoami(user, old)[0] == user, "it may yet be rolled back"
+            assert place.whoami(user, "new")[0] == user
+            assert "password authentication failed" in place.refusal(user, old)
+    finally:
+        world.registry.set_tenant(place.slug, pool_mode=PoolMode.TRANSACTION)
+
+
+def test_a_role_that_is_dropped_through_the_node_is_not_let_in_any_more(place: Place) -> None:
+    creator, password = place.role("login createrole")
+    with psycopg.connect(place.url(creator, password), autocommit=True) as connected:
+        connected.execute("create role passing_by login password 'here'")
+        place.sql(f"grant connect on database {place.database.name} to passing_by")
+        assert place.whoami("passing_by", "here")[0] == "passing_by"
+        place.sql(f"revoke connect on database {place.database.name} from passing_by")
+        connected.execute("drop role passing_by")
+        assert "password authentication failed" in place.refusal("passing_by", "here")
 
 
 def test_who_is_connected_with_an_old_password_is_told_when_no_backend_is_left(place: Place) -> None:
