@@ -38,7 +38,7 @@ HELD_MOST: Final = 65536
 
 
 class ClientLink(Stream):
-    """An authenticated client."""
+    """An authenticated client; `serves_all` says that its login is one for all tenants."""
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class ClientLink(Stream):
         self.finishing: bool = False
         self.finish_by: float = 0.0
         self.reason: str = ""
+        self.serves_all: bool = False
         self.info: object = None
 
     def reading(self) -> int:
@@ -306,6 +307,9 @@ class ClientLink(Stream):
         front = self.front
         state = backend.state
         count = front.scan(data, state)
+        if len(front.texts.concerns) != 0:
+            self.host.concerns_node(backend, front.texts.concerns)
+            front.texts.concerns = []
         if front.desk.pieces is not None:
             backend.write(front.desk.rewritten(data, count))
             data = data[count:]

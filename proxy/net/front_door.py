@@ -339,7 +339,7 @@ class FrontDoor:
         if pool.flags & FLAG_HELD_BACK:
             raise held_back(pool)
         link = ClientLink(self._hub, self._hub.selector, io.detach(), self._next_ident, pool, parameters)
-        link.mode = pool.mode
+        link.mode, link.serves_all = pool.mode, resolution.is_for_all
         if link.mode == MODE_SESSION:
             link.front.pins |= PIN_SESSION
         elif self._settings.shares_statements:

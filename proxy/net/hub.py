@@ -60,6 +60,7 @@ from proxy.pool.ledger import (
 from proxy.pool.pool import NEVER, Effects, PoolDriver
 from proxy.pool.tenancy import PASSED
 from proxy.routing.verdict import service_failure
+from proxy.session.node_statements import databases_to_leave
 from proxy.session.parameters import ParameterSet, ParameterTable
 from proxy.session.pins import NAMES, pin_names
 
@@ -231,6 +232,15 @@ class Hub(Effects, LinkHost):
         waiter = Waiter(pool, now, now + pool.queue_wait_timeout if pool.queue_wait_timeout else NEVER, client)
         client.waiter = waiter
         self.driver.request(waiter, now)
+
+    def concerns_node(self, backend: BackendLink, texts: list[bytes]) -> None:
+        """See `LinkHost`."""
+        client = backend.client
+        assert client is not None
+        tenant = None if client.serves_all else client.pool.tenant
+        for text in texts:
+            for name in databases_to_leave(text):
+                self.driver.leave(backend.entry, name.decode("utf-8", "replace"), tenant, self.selector.now)
 
     def stop_waiting(self, client: ClientLink) -> None:
         """See `LinkHost`."""

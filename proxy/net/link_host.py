@@ -43,6 +43,10 @@ class LinkHost:
         """Queue a client for a backend; the answer is `ClientLink.granted` or `refused`, at once or later."""
 
     @abstractmethod
+    def concerns_node(self, backend: BackendLink, texts: list[bytes]) -> None:
+        """Attend to statements that concern the node before they go to this backend, which its client is linked to."""
+
+    @abstractmethod
     def stop_waiting(self, client: ClientLink) -> None:
         """Take a client out of the queue."""
 

@@ -19,6 +19,7 @@ from proxy.pool.ledger import CLOSING as CLOSING_STATE
 from proxy.pool.ledger import (
     FLAG_DIRTY,
     FLAG_HELD_BACK,
+    FLAG_LEAVES,
     FLAG_OBSOLETE,
     IDLE,
     LINGERING,
@@ -164,6 +165,8 @@ def plan_release(node: NodeLedger, entry: BackendEntry, now: float, foreign_wait
         )
     if own is not None:
         return Operation(GRANT, entry=entry, pool=pool, waiter=own)
+    if pool.flags & FLAG_LEAVES:
+        return Operation(CLOSE, entry=entry, text="its database is to be left")
     return Operation(PARK, entry=entry)
 
 
@@ -212,7 +215,8 @@ def plan_upkeep(node: NodeLedger, pool: PoolLedger, now: float) -> Operation:
             return Operation(CLOSE, entry=entry, text="server_idle_timeout is over")
     if (
         pool.useful() < pool.min_size
-        and not pool.flags & FLAG_HELD_BACK
+        and not pool.flags & (FLAG_HELD_BACK | FLAG_LEAVES)
+        and pool.spares_from <= now
         and (why_not_open(node, pool, now) == WAIT_NONE)
     ):
         return Operation(OPEN, pool=pool)

@@ -45,6 +45,8 @@ STATE_NAMES: Final = (
 FLAG_OBSOLETE: Final = 1
 FLAG_DIRTY: Final = 2
 FLAG_CANCELLING: Final = 4
+FLAG_CLEARS: Final = 8
+"""It runs a statement for which the others have to leave a database: see FLAG_LEAVES."""
 
 # Why a pool's moves must be asked of the planner (`PoolLedger.flags`, and `ServerLedger.flags`).
 FLAG_WAITERS: Final = 1
@@ -56,6 +58,8 @@ FLAG_SIBLING_WAITS: Final = 8
 """Another pool of the same tenant, or another server's pool at the node's cap, waits for a slot."""
 FLAG_OVER_CAP: Final = 16
 """More is held than a cap allows that was lowered since."""
+FLAG_LEAVES: Final = 32
+"""A statement is under way for which nobody may be connected to the pool's database: no backend is kept idle."""
 
 # What a waiter is waiting for; the first is no reason at all.
 WAIT_NONE: Final = 0
@@ -148,7 +152,8 @@ class PoolLedger:
 
     `obsolete` counts the backends that will be closed instead of given to anybody else, `stale` those of them that are
     not open yet.  `login_refused` says how the server refused the last login, empty unless it did; `awaits_creation`
-    that it was for something which does not exist, and may at any moment.
+    that it was for something which does not exist, and may at any moment.  Before `spares_from` none is opened only to
+    be there.
     """
 
     def __init__(self, tenant: TenantLedger, server: ServerLedger, role: str) -> None:
@@ -180,11 +185,14 @@ class PoolLedger:
         self.last_error = ""
         self.login_refused = ""
         self.awaits_creation = False
+        self.leaves_until = 0.0
+        self.spares_from = 0.0
         self.last_used = 0.0
         self.held_back_route: Route | None = None
         self.counters = tenant.counters
         self.mode = 0
         self.target: object = None
+        self.database = ""
         self.startup: tuple[tuple[str, str], ...] = ()
 
     def count(self, state: int) -> int:
@@ -218,6 +226,7 @@ class BackendEntry:
         self.flags = 0
         self.generation = pool.generation
         self.target = pool.target
+        self.database = pool.database
         self.opened_at = now
         self.since = now
         self.expires_at = 0.0

@@ -36,8 +36,10 @@ from proxy.pool.ledger import (
     CANCELLING,
     CLOSING,
     FLAG_CANCELLING,
+    FLAG_CLEARS,
     FLAG_DIRTY,
     FLAG_HELD_BACK,
+    FLAG_LEAVES,
     FLAG_OBSOLETE,
     FLAG_OVER_CAP,
     GONE,
@@ -50,6 +52,7 @@ from proxy.pool.ledger import (
     NodeLedger,
     PoolLedger,
     ServerLedger,
+    TenantLedger,
     Waiter,
     dequeue,
     enqueue,
@@ -60,6 +63,10 @@ from proxy.pool.ledger import (
 )
 
 NEVER: Final = 1e18
+LEAVE_TIME: Final = 6.0
+"""Seconds at most for which a database is left: PostgreSQL waits for five that all others have disconnected."""
+SPARES_AGAIN: Final = 15.0
+"""Seconds after which `min_size` is tried for again with something that does not exist."""
 
 # Whose fault it is that a backend could not be opened.
 FAULT_SERVER: Final = 0
@@ -110,6 +117,7 @@ class PoolDriver:
         self._next_ident = 1
         self._granting = False
         self._deferred: list[BackendEntry] = []
+        self._left: dict[PoolLedger, BackendEntry] = {}
 
     def request(self, waiter: Waiter, now: float) -> None:
         """Ask for a backend; the answer is `Effects.grant` or `Effects.refuse`, at once or later."""
@@ -146,6 +154,7 @@ class PoolDriver:
         entry.server.backoff_until = 0.0
         entry.pool.failures = 0
         entry.pool.backoff_until = 0.0
+        entry.pool.spares_from = 0.0
         self._release(entry, now, NEVER)
         self._release_deferred(now)
         self._grow_server(entry.server, now)
@@ -175,6 +184,7 @@ class PoolDriver:
             pool.last_error = text
             pool.login_refused = "" if whole_server else refusal
             pool.awaits_creation = fault == FAULT_MISSING
+            pool.spares_from = now + SPARES_AGAIN if pool.awaits_creation else 0.0
         if whole_server:
             server.failures += 1
             server.backoff_until = max(server.backoff_until, retry_at)
@@ -232,6 +242,28 @@ class PoolDriver:
                         self.close(entry, "its route has changed", now)
         self.grow(pool, now)
 
+    def leave(self, runner: BackendEntry, database: str, tenant: TenantLedger | None, now: float) -> None:
+        """Leave a database on the server of `runner`, until that has done the statement which needs it.
+
+        Idle backends are closed, none is kept idle, and they are opened for waiting clients only.  Only those of
+        `tenant` are meant; without one, those of all.
+        """
+        for entry in list(runner.server.entries):
+            pool = entry.pool
+            if entry.database != database or (tenant is not None and pool.tenant is not tenant):
+                continue
+            if not entry.flags & FLAG_OBSOLETE:
+                runner.flags |= FLAG_CLEARS
+                pool.flags |= FLAG_LEAVES
+                pool.leaves_until = now + LEAVE_TIME
+                self._left[pool] = runner
+            if entry.state == IDLE:
+                self.close(entry, "its database is to be left", now)
+
+    def _stays(self, pool: PoolLedger) -> None:
+        pool.flags &= ~FLAG_LEAVES
+        del self._left[pool]
+
     def hold_back(self, pool: PoolLedger, now: float) -> None:
         """Refuse a pool's waiters and all that come after them, and close what is idle."""
         pool.flags |= FLAG_HELD_BACK
@@ -273,6 +305,8 @@ class PoolDriver:
                 dequeue(self.node, operation.waiter, ABANDONED)
                 self.effects.refuse(operation.waiter, operation.reason)
                 operation = plan_timeouts(pool, now)
+        for pool in [pool for pool in self._left if pool.leaves_until <= now]:
+            self._stays(pool)
         for pool in list(self.node.pools.values()):
             self._flag_over_cap(pool)
             if pool.idle or pool.min_size:
@@ -318,6 +352,10 @@ class PoolDriver:
     def _release(self, entry: BackendEntry, now: float, foreign_wait: float) -> None:
         if entry.state >= CLOSING:
             return
+        if entry.flags & FLAG_CLEARS:
+            entry.flags &= ~FLAG_CLEARS
+            for pool in [pool for pool, runner in self._left.items() if runner is entry]:
+                self._stays(pool)
         if entry.flags & FLAG_CANCELLING:
             move(self.node, entry, CANCELLING, now)
             return

@@ -160,6 +160,7 @@ class Tenancy:
         pool.key = (tenant.tenant_id, f"{DEDICATED}{self._dedicated_made}")
         pool.startup = startup
         pool.target = replace(shared.target, startup=startup)
+        pool.database = shared.database
         pool.queue_wait_timeout = shared.queue_wait_timeout
         pool.connect_timeout = shared.connect_timeout
         pool.times = shared.times
@@ -246,6 +247,7 @@ class Tenancy:
         if isinstance(target, Target) and not target.leads_where(pool.target):
             pool.generation += 1
             pool.backoff_until = 0.0
+            pool.spares_from = 0.0
             self.driver.make_obsolete(pool, now)
 
     def _limit_tenant(self, tenant: TenantLedger, route: Route) -> None:
@@ -262,6 +264,7 @@ class Tenancy:
         repoint(self.node, pool, self._server(route.server))
         pool.role = role.user
         pool.target = Target(route.server, route.database_name, role, route.generation, pool.startup)
+        pool.database = route.database_name
         pool.min_size = 0 if pool.startup else _pick(limits.min_pool_size, defaults.min_pool_size)
         pool.queue_wait_timeout = _pick(limits.queue_wait_timeout, defaults.queue_wait_timeout)
         pool.idle_timeout = _pick(limits.server_idle_timeout, defaults.server_idle_timeout)

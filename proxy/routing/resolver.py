@@ -78,6 +78,11 @@ class Resolution:
     barred: bool = False
 
     @property
+    def is_for_all(self) -> bool:
+        """Whether the login is one for all tenants."""
+        return self.login is not None and self.login.tenant_id is None
+
+    @property
     def certificate_name(self) -> str:
         """What the certificate of the login says: the user with its tenant, where nothing else is agreed on.
 

@@ -72,8 +72,8 @@ def skip_alike(data: bytes, pos: i64) -> int:
 def glance_request(data: bytes) -> int:
     """Say whether a client's chunk is one whole request whose statement, by its text, leaves no session state.
 
-    Such a statement is one, begins with a letter, is no SET, RESET, DEALLOCATE or DISCARD, no UPDATE of the view of
-    settings, and has none of the pairs of letters that the words of session state have.
+    Such a statement is one, begins with a letter, is no SET, RESET, DEALLOCATE or DISCARD, no DROP, ALTER or CREATE, no
+    UPDATE of the view of settings, and has none of the pairs of letters that the words of session state have.
     """
     text = data
     end = len(data)
@@ -168,7 +168,7 @@ def _is_harmless(data: bytes, start: i64, stop: i64) -> bool:
         return False
     first = text[start] | 0x20
     third = text[start + 2] | 0x20
-    if first < 0x61 or first > 0x7A or first == 0x64:
+    if first <= 0x61 or first > 0x7A or first == 0x64 or (first == 0x63 and text[start + 1] | 0x20 == 0x72):
         return False
     if (first == 0x73 and third == 0x74) or (first == 0x72 and third == 0x73):
         return False

@@ -46,6 +46,9 @@ UNSETTLED: Final = 8388608
 ROLES_CHANGED: Final = 16777216
 """Mark: a role of the server has been made, changed or dropped, its password perhaps."""
 
+CONCERNS_NODE: Final = 16777216
+"""Mark of a parsed statement: it concerns the node once it is bound (`proxy.session.node_statements`)."""
+
 CHANGES: Final = PIN_SET | TO_RESET | CALLED | REPORTED
 """Marks (in `BackState`, and CALLED in `FrontState`) that settings may have changed."""
 MARKS: Final = TO_RESET | KEPT | CALLED | REPORTED | TO_CHECK | ROLLED_BACK | RESET_ALL | UNSETTLED | ROLES_CHANGED

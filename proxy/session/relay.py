@@ -15,7 +15,7 @@ from mypy_extensions import i64
 
 from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, UNNAMED_MOST, VERBATIM, Desk
 from proxy.session.glance import glance_request, skip_alike
-from proxy.session.pins import CALLED, PIN_DOUBT, PIN_SET, PIN_STATEMENT, PIN_UNNAMED
+from proxy.session.pins import CALLED, CONCERNS_NODE, PIN_DOUBT, PIN_SET, PIN_STATEMENT, PIN_UNNAMED
 from proxy.session.replies import HOLD_LIMIT, BackState
 from proxy.session.reply_queue import (
     ASKS_MORE,
@@ -432,7 +432,7 @@ class FrontState(Unlinked):
             self.names.add(name)
             known = None if self.texts.remembered is None else self.texts.remembered.get(name)
             if known is not None:
-                self.pins |= (known[1] & ~CALLED) | (PIN_SET if known[0] else 0)
+                self.pins |= (known[1] & ~(CALLED | CONCERNS_NODE)) | (PIN_SET if known[0] else 0)
         book.owned.clear()
 
     def _restore_unnamed(self, back: BackState) -> None:

@@ -8,11 +8,11 @@ and its client is pinned.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
 from proxy.session.markers import all_names_in_calls, calls_are_readable, names_in_calls
 from proxy.session.parameters import changes_meaning
+from proxy.session.tokens import UnreadableText, statements_of
 
 UNREADABLE: Final = b"\0"
 """Stands for a text that was not kept."""
@@ -21,7 +21,7 @@ MAX_TOUCHED: Final = 64
 MAX_SETTING_NAME: Final = 128
 MAX_SHIFT: Final = 512
 MAX_TOKENS: Final = 10
-"""Tokens kept of each statement: enough for the name, and for DEFAULT behind it."""
+"""Tokens looked at of each statement: enough for the name, and for DEFAULT behind it."""
 
 # What was done to a setting.
 TOUCH_SET: Final = 1
@@ -29,21 +29,6 @@ TOUCH_RESET: Final = 2
 LAST_RESET: Final = 4
 """What was done last took the setting away."""
 
-_TOKEN: Final = re.compile(
-    rb"""
-    (?P<space>[ \t\n\r\f\v]+|--[^\n\r]*)
-    |(?P<comment>/\*)
-    |(?P<escape>[eE]'[^'\\]*(?:(?:\\.|'')[^'\\]*)*')
-    |(?P<string>'[^']*(?:''[^']*)*')
-    |(?P<quoted>"[^"]*(?:""[^"]*)*")
-    |(?P<dollar>\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$)
-    |(?P<word>[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*)
-    |(?P<end>;)
-    |(?P<other>.)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_COMMENT_PART: Final = re.compile(rb"/\*|\*/")
 _FOR_TRANSACTION: Final = re.compile(rb"\s*set\s+(?:local|transaction)\s+[a-z\"]", re.IGNORECASE)
 _FIRST_SET: Final = re.compile(rb"\s*(?:re)?set\b", re.IGNORECASE)
 _ONE_SET: Final = re.compile(rb"\s*(?:set\s+(?:local\s+|session\s+)?|reset\s+)([a-z_][a-z0-9_.]*)", re.IGNORECASE)
@@ -67,10 +52,6 @@ _SPELLED: Final = {
 }
 _VALUE_FOLLOWS: Final = {b"names": b"client_encoding", b"schema": b"search_path", b"role": b"role"}
 _OPERATORS: Final = (b"=", b"to", b"from")
-
-
-class UnreadableText(Exception):
-    """A text whose effect on the settings cannot be told."""
 
 
 def is_for_transaction_only(text: bytes) -> bool:
@@ -168,7 +149,7 @@ class TouchedSettings:
         try:
             if block:
                 self._read_block(text)
-            for tokens, statement in _statements(text, standard_strings=standard_strings):
+            for tokens, statement in statements_of(text, MAX_TOKENS, standard_strings=standard_strings):
                 if tokens and tokens[0] in (b"set", b"reset"):
                     self.statements += 1
                     if not only_calls:
@@ -246,54 +227,3 @@ def _name(tokens: list[bytes], at: int) -> tuple[bytes, int]:
             return b".".join(parts), at
         at += 1
     raise UnreadableText
-
-
-def _statements(text: bytes, *, standard_strings: bool) -> Iterator[tuple[list[bytes], bytes]]:
-    """Cut a text into statements, each as its first tokens (words in lower case, others as they are) and its text."""
-    tokens: list[bytes] = []
-    pos = 0
-    start = 0
-    escaped = False
-    while pos < len(text):
-        match = _TOKEN.match(text, pos)
-        assert match is not None
-        kind, token = match.lastgroup, match.group()
-        pos = match.end()
-        if kind == "space":
-            continue
-        if kind == "comment":
-            pos = _after_comment(text, pos)
-            continue
-        if kind == "end":
-            yield tokens, text[start:pos]
-            tokens = []
-            start = pos
-            continue
-        continued, escaped = escaped, kind == "escape" or (escaped and kind == "string")
-        if kind == "dollar":
-            stop = text.find(token, pos)
-            if stop < 0:
-                raise UnreadableText
-            pos = stop + len(token)
-        elif (kind == "string" and b"\\" in token and (continued or not standard_strings)) or (
-            kind == "other" and token in b"'\""
-        ):
-            # Where the string ends cannot be told.
-            raise UnreadableText
-        elif kind == "word":
-            token = token.lower()
-        if len(tokens) < MAX_TOKENS:
-            tokens.append(token)
-    yield tokens, text[start:]
-
-
-def _after_comment(text: bytes, pos: int) -> int:
-    """Find the end of a comment, which may have others within it."""
-    depth = 1
-    while depth:
-        match = _COMMENT_PART.search(text, pos)
-        if match is None:
-            raise UnreadableText
-        depth += 1 if match.group() == b"/*" else -1
-        pos = match.end()
-    return pos

@@ -15,7 +15,8 @@ from librt.strings import read_i64_le
 from mypy_extensions import i64
 
 from proxy.session.markers import calls_are_readable, names_in_calls, session_markers
-from proxy.session.pins import CALLED, KEPT, PIN_SET, PIN_SET_CONFIG
+from proxy.session.node_statements import concerns_node
+from proxy.session.pins import CALLED, CONCERNS_NODE, KEPT, PIN_SET, PIN_SET_CONFIG
 from proxy.session.set_statements import UNREADABLE, has_block_that_sets, is_for_transaction_only, shift_of
 from proxy.wire.framing import find_zero
 
@@ -28,6 +29,8 @@ MAX_KEPT: Final = 32
 MAX_KEPT_TEXT: Final = 4096
 MAX_REMEMBERED: Final = 256
 """Parsed statements that change the session, remembered per client until they are bound."""
+MAX_CONCERNS: Final = 8
+"""Texts that concern the node, of those in one chunk; nobody sends more of them without waiting for an answer."""
 
 
 # Seven times the same byte, for as many letters at a time.
@@ -113,6 +116,22 @@ def may_begin_with_marker(data: bytes, start: i64, end: i64) -> bool:
     return (letter == 0x70 and following == 0x67) or (letter == 0x6F and following == 0x6E)
 
 
+def may_concern_node(data: bytes, start: i64, end: i64) -> bool:
+    """Say in one quick look whether a statement may be DROP, ALTER or CREATE."""
+    while start < end and data[start] <= 0x20:
+        start += 1
+    if start + 8 > end:
+        return False
+    letter: i64 = data[start] | 0x20
+    following: i64 = data[start + 1] | 0x20
+    if letter == 0x64 or letter == 0x63:
+        return following == 0x72
+    if letter == 0x61:
+        return following == 0x6C
+    # A comment, perhaps with one of them behind it.
+    return letter < 0x61
+
+
 def find_semicolon(text: bytes, start: i64, end: i64) -> i64:
     """Return where the first semicolon in `text[start:end]` is, -1 if there is none.
 
@@ -162,7 +181,8 @@ class Texts:
 
     `kept` are those that may have set something, `remembered` the text (empty unless it may set something) and marks
     of parsed statements by their names, `sticky` the marks of statements that cannot be told apart any more, `shift`
-    what the texts since it was last taken may have changed of the meaning of statements (see `shift_of`).
+    what the texts since it was last taken may have changed of the meaning of statements (see `shift_of`).  `concerns`
+    are the texts that concern the node and are on their way to the server; whoever attends to them clears it.
     """
 
     def __init__(self) -> None:
@@ -171,6 +191,7 @@ class Texts:
         self.remembered: dict[bytes, tuple[bytes, int]] | None = None
         self.sticky: i64 = 0
         self.shift: bytes = b""
+        self.concerns: list[bytes] = []
 
     def query(self, data: bytes, start: i64, end: i64, whole: bool) -> i64:
         """Look at the statements of a Query in `data[start:end]`, of which more is to come unless it is whole."""
@@ -182,7 +203,10 @@ class Texts:
         if marks & PIN_SET_CONFIG and calls_are_readable(data[start:end]):
             marks ^= PIN_SET_CONFIG | CALLED
         stop: i64 = find_semicolon(data, start, end)
-        if (stop >= 0 and stop < end - 2) or marks & (CALLED | KEPT | PIN_SET_CONFIG) or may_set(data, start, end):
+        several: bool = stop >= 0 and stop < end - 2
+        if (several or may_concern_node(data, start, end)) and concerns_node(data[start : end - 1]):
+            self._concern(data[start : end - 1])
+        if several or marks & (CALLED | KEPT | PIN_SET_CONFIG) or may_set(data, start, end):
             marks |= self._keep(data[start : end - 1])
         return marks
 
@@ -193,6 +217,11 @@ class Texts:
             return
         marks = self._marks(data, start, end, whole)
         sets = may_set(data, start, end)
+        if whole and may_concern_node(data, start, end):
+            text = data[start : data.find(b"\0", start, end)]
+            if concerns_node(text):
+                self._remember(data[pos + 5 : start - 1], text, marks | CONCERNS_NODE)
+                return
         if marks == 0 and not sets:
             if start == pos + 6 and self.remembered is not None:
                 self.remembered.pop(b"", None)
@@ -219,6 +248,11 @@ class Texts:
             # It may be one of those that are not remembered any more.
             return self.sticky
         marks: i64 = known[1]
+        if marks & CONCERNS_NODE:
+            marks ^= CONCERNS_NODE
+            if known[0] != UNREADABLE:
+                self._concern(known[0])
+                return marks
         return marks | self._keep(known[0]) if known[0] else marks
 
     def more(self, data: bytes, end: i64, last: bool, parsing: bool) -> i64:
@@ -234,6 +268,10 @@ class Texts:
         self.remembered = None
         self.sticky = 0
 
+    def _concern(self, text: bytes) -> None:
+        if len(self.concerns) < MAX_CONCERNS:
+            self.concerns.append(text)
+
     def _remember(self, name: bytes, text: bytes, marks: i64) -> None:
         if self.remembered is None:
             self.remembered = {}
@@ -246,7 +284,7 @@ class Texts:
         self.remembered[name] = (text, int(marks))
         if len(self.remembered) > MAX_REMEMBERED:
             # A forgotten SET is unreadable when it is executed; of other statements nothing would tell.
-            forgotten: i64 = self.remembered.pop(next(iter(self.remembered)))[1]
+            forgotten: i64 = self.remembered.pop(next(iter(self.remembered)))[1] & ~CONCERNS_NODE
             self.sticky |= forgotten ^ (PIN_SET_CONFIG | CALLED) if forgotten & CALLED else forgotten
 
     def _keep(self, text: bytes) -> i64:

@@ -23,7 +23,7 @@ from proxy.pool.ledger import (
     RESETTING,
     move,
 )
-from proxy.pool.pool import FAULT_LOGIN
+from proxy.pool.pool import FAULT_LOGIN, FAULT_MISSING, LEAVE_TIME, SPARES_AGAIN
 
 
 def test_minimum_is_kept_and_no_more() -> None:
@@ -253,3 +253,95 @@ def test_plans_change_nothing() -> None:
         assert operation.entry is pool.idle[0]
     assert pool.count(IDLE) == 1
     assert pool.count(ACTIVE) == pool.count(CONNECTING) == 0
+
+
+# A database is left.
+
+
+def test_what_is_idle_in_a_database_leaves_it_and_nothing_is_parked_there_for_a_while() -> None:
+    world = PoolWorld()
+    server = world.add_server("s")
+    tenant = world.add_tenant("acme")
+    app, reader, other = (world.add_pool(tenant, server, role) for role in ("app", "reader", "other"))
+    app.database = reader.database = "shop"
+    other.database = "bank"
+    app.min_size = 2
+    for pool in (app, reader, other):
+        fill(world, pool, 2)
+    holder = world.ask(app)
+    runner = world.ask(other)
+    assert runner.entry is not None
+    world.driver.leave(runner.entry, "shop", tenant, world.now)
+    assert [entry.pool.role for entry in world.closing] == ["app", "reader", "reader"]
+    assert len(other.idle) == 1
+    world.pass_time(0.1)
+    assert not world.opening, "the minimum is not kept meanwhile"
+    world.release(holder)
+    assert holder.entry is None
+    assert not app.idle
+    client = world.ask(reader)
+    world.opened(world.opening[0])
+    assert client.state == "linked", "clients are served all the while"
+    next_one = world.ask(reader)
+    world.release(client)
+    assert next_one.state == "linked"
+    world.release(next_one)
+    world.opened(world.opening[0])
+    assert not reader.idle, "what was opened for a client that needs it no more is not kept either"
+    world.release(runner)
+    assert len(other.idle) == 2
+    world.pass_time(0.1)
+    assert len(world.opening) == 2, "the minimum is kept again"
+    world.check()
+
+
+def test_a_database_is_not_left_for_longer_than_postgresql_waits() -> None:
+    world = PoolWorld()
+    pool = world.simple_pool("acme", world.add_server("s"))
+    fill(world, pool, 2)
+    runner = world.ask(pool)
+    assert runner.entry is not None
+    world.driver.leave(runner.entry, "", pool.tenant, world.now)
+    client = world.ask(pool)
+    world.opened(world.opening[0])
+    world.pass_time(LEAVE_TIME)
+    world.release(client)
+    world.release(runner)
+    assert len(pool.idle) == 2
+    world.check()
+
+
+def test_a_database_of_another_tenant_on_another_server_or_from_before_is_not_left() -> None:
+    world = PoolWorld()
+    server, elsewhere = world.add_server("s"), world.add_server("t")
+    acme, bolt, far = (
+        world.simple_pool(slug, place) for slug, place in (("acme", server), ("bolt", server), ("far", elsewhere))
+    )
+    for pool in (acme, bolt, far):
+        pool.database = "shop"
+        fill(world, pool, 1)
+    holder = world.ask(world.simple_pool("runner", server))
+    world.opened(world.opening[0])
+    runner = holder.entry
+    assert runner is not None
+    world.driver.leave(runner, "shop", acme.tenant, world.now)
+    assert [entry.pool for entry in world.closing] == [acme]
+    world.driver.leave(runner, "shop", None, world.now)
+    assert [entry.pool for entry in world.closing] == [acme, bolt]
+    assert len(far.idle) == 1
+
+
+def test_a_minimum_in_a_database_that_does_not_exist_is_tried_for_now_and_then() -> None:
+    world = PoolWorld()
+    pool = world.simple_pool("acme", world.add_server("s"))
+    pool.min_size = 1
+    world.pass_time(0.1)
+    world.open_fails(world.opening[0], fault=FAULT_MISSING, pause=0.5)
+    world.pass_time(SPARES_AGAIN - 1.0)
+    assert not world.opening
+    client = world.ask(pool)
+    assert len(world.opening) == 1
+    world.leave(client)
+    world.open_fails(world.opening[0], fault=FAULT_MISSING, pause=0.5)
+    world.pass_time(SPARES_AGAIN)
+    assert len(world.opening) == 1
