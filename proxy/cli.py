@@ -17,12 +17,13 @@ from rich.markup import escape
 from rich.table import Table
 
 import registry.cli
-from proxy import server, wiring
+from proxy import server, serving, wiring
 from proxy.demo import command as demo
 from proxy.net.listener import ListenError
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.tls import TlsConfigError
-from proxy.observability.logs import configure_logs
+from proxy.observability.logs import Limiter, configure_logs
+from proxy.reloading import Told
 from proxy.routing.explain import Explanation
 from proxy.routing.names import Selectors
 from proxy.routing.resolver import Resolver
@@ -34,9 +35,10 @@ from proxy.wire.options import parse_startup_options
 from registry import Registry, open_registry
 from registry.contract import RegistryUnavailable
 from registry.errors import RegistryError, SecretError
+from registry.keyfile import find_keys
 from registry.location import SQLITE, parse_location
 from registry.opening import Absent
-from registry.secrets import KEYS_VARIABLE, KeyRing
+from registry.secrets import FILE_SETTING, KEYS_VARIABLE, KeyRing
 
 log = structlog.get_logger(__name__)
 
@@ -117,29 +119,36 @@ def _give_up(message: str, hint: str, *, status: int = 1) -> NoReturn:
 def serve(config: ConfigOption = None) -> None:
     """Run a node: the proxy, and its HTTP endpoint for metrics and health.
 
-    It needs the registry's key ring in PGTENANT_ENCRYPTION_KEYS.  SIGTERM and Ctrl-C let transactions finish and
-    stop, SIGHUP reads the registry and the certificate again.
+    It needs the registry's keys, in PGTENANT_ENCRYPTION_KEYS or in the file that registry.encryption_keys_file names.
+    SIGTERM and Ctrl-C let transactions finish and stop, SIGHUP reads the settings file, certificates, keys and the
+    registry again; the log says which settings have changed and which of them need a restart.
     """
     settings = load_settings(config)
-    configure_logs(style=settings.log.format, level=settings.log.level)
-    keys = _needed_keys()
-    token = admin_token(settings)
+    limiter = Limiter(settings.log.lines_per_second)
+    configure_logs(style=settings.log.format, level=settings.log.level, limiter=limiter)
+    told = _tell(config)
 
     async def run(selector: RelaySelector) -> None:
-        url, interval = settings.registry.url.get_secret_value(), settings.registry.poll_interval
-        absent = await _what_if_absent(settings, keys)
-        async with open_registry(url, keys, poll_interval=interval, absent=absent) as opened:
+        url, interval = told.settings.registry.url.get_secret_value(), told.settings.registry.poll_interval
+        absent = await _what_if_absent(told.settings, told.keys)
+        async with open_registry(url, told.keys, poll_interval=interval, absent=absent) as opened:
             node = server.Node(
-                settings,
+                told,
                 selector,
                 opened.reader,
-                sealer=keys,
+                tell=partial(_tell, config),
                 inspect_secrets=partial(_inspect_secrets, opened),
-                admin_token=token,
+                limiter=limiter,
             )
-            await server.serve(node, on_ready=_announce)
+            await serving.serve(node, on_ready=_announce)
 
-    server.run(run, settings)
+    serving.run(run, told.settings)
+
+
+def _tell(config: Path | None) -> Told:
+    """Read all that a node is told; raises SettingsError and SecretError."""
+    settings = load_settings(config)
+    return Told(settings, _needed_keys(settings), admin_token(settings))
 
 
 async def _what_if_absent(settings: Settings, keys: KeyRing) -> Absent:
@@ -165,8 +174,8 @@ async def _what_if_absent(settings: Settings, keys: KeyRing) -> Absent:
 def check(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
     """Check the settings file without starting anything, and show what differs from the defaults.
 
-    Run it as the user that the node runs as, and with its environment: files are tried as well, and whether the keys in
-    PGTENANT_ENCRYPTION_KEYS are those of the registry.
+    Run it as the user that the node runs as, and with its environment: files are tried as well, and whether the keys
+    are those of the registry.  A reload (SIGHUP) refuses what this refuses.
     """
     settings = load_settings(config)
     wiring.rules_of(settings)
@@ -215,9 +224,9 @@ def _check_snapshot(settings: Settings) -> None:
 def _check_keys(settings: Settings) -> dict[str, str]:
     """Hold the keys against the registry; returns why that could not be done.  Raises SecretError where they differ."""
     what = "the keys"
-    ring = KeyRing.from_environment()
+    ring = find_keys(settings.registry.encryption_keys_file)
     if ring is None:
-        return {what: f"{KEYS_VARIABLE} is not set"}
+        return {what: f"{KEYS_VARIABLE} is not set, nor {FILE_SETTING}"}
 
     async def look() -> None:
         async with open_registry(settings.registry.url.get_secret_value(), ring, absent=Absent.REFUSE) as opened:
@@ -255,9 +264,11 @@ def explain(
     except StartupOptionError as error:
         raise SettingsError(f"--options: {error}", 'Write them as "-c name=value -c name=value".') from None
 
+    keys = find_keys(settings.registry.encryption_keys_file)
+
     async def ask() -> Explanation:
         url = settings.registry.url.get_secret_value()
-        async with open_registry(url, KeyRing.from_environment(), absent=Absent.REFUSE) as opened:
+        async with open_registry(url, keys, absent=Absent.REFUSE) as opened:
             resolver = Resolver(opened.reader, rules=rules, config=wiring.resolver_config(settings))
             try:
                 return await resolver.explain(Selectors(user, database, pairs, sni), address)
@@ -273,21 +284,21 @@ def explain(
         raise typer.Exit(1)
 
 
-def _needed_keys() -> KeyRing:
-    """The key ring of the environment; without one a node could not open a single password."""
-    keys = KeyRing.from_environment()
+def _needed_keys(settings: Settings) -> KeyRing:
+    """The key ring of file and environment; without one a node could not open a single password."""
+    keys = find_keys(settings.registry.encryption_keys_file)
     if keys is None:
         raise SecretError(
-            f"{KEYS_VARIABLE} is not set, and the registry's passwords cannot be opened without it",
+            f"{KEYS_VARIABLE} is not set, nor {FILE_SETTING}, and the registry's passwords cannot be opened without",
             f'export {KEYS_VARIABLE}="$(pgtenant secrets generate-key)", the same for every node and every command.',
         )
     return keys
 
 
-async def _inspect_secrets(opened: Registry) -> str:
+async def _inspect_secrets(opened: Registry, keys: KeyRing) -> str:
     """Why the registry's secrets cannot be opened with these keys, `""` if they can."""
     try:
-        await opened.check_secrets()
+        await opened.check_secrets(keys)
     except SecretError as error:
         return f"{error.message} ({error.hint})"
     except RegistryError as error:

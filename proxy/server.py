@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-import selectors
-import signal
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 
-from proxy.admin.console import Console
+from proxy.admin.console import Console, ConsoleRules
 from proxy.admin.node import NodeView
 from proxy.auth import ClientKeys
 from proxy.errors import SHUTTING_DOWN, TERMINATED, Failure
-from proxy.net.auth_query import AskSettings, AuthQueries
+from proxy.net.auth_query import AuthQueries
 from proxy.net.client_link import ClientLink
 from proxy.net.client_tls import ClientTls
-from proxy.net.descriptors import current_limit, raise_limit, say_shortfall, share_out, shortfall
+from proxy.net.descriptors import current_limit, say_shortfall, share_out, shortfall
 from proxy.net.dialer import Dialer
 from proxy.net.front_door import FrontDoor
 from proxy.net.host_names import HostNames
@@ -33,26 +31,30 @@ from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.statuses import StatusCache
 from proxy.net.time_keeper import TimeKeeper
 from proxy.net.tls import ServerTlsContexts, TlsConfigError
-from proxy.observability.http import Check, HttpEndpoint, ReloadFailed, Routes
-from proxy.observability.logs import ignored_errors_in_the_log
+from proxy.observability.http import Check, HttpEndpoint, Routes
+from proxy.observability.logs import Limiter, configure_logs
 from proxy.observability.metrics import CONTENT_TYPE, NodeMetrics
 from proxy.pool.janitor import run_janitor
 from proxy.pool.ledger import FLAG_HELD_BACK, NodeLedger
 from proxy.pool.tenancy import Target, Tenancy
+from proxy.reloading import InspectSecrets, Plan, Tell, Told, plan_reload, registry_is_down
 from proxy.routing.resolver import Resolver, RouteUpdate
-from proxy.routing.self_checks import InspectSecrets, SecretsCheck
+from proxy.routing.self_checks import SecretsCheck
 from proxy.routing.server_logins import ServerLogins
-from proxy.routing.snapshot import Sealer, SnapshotFile, SnapshotKeeper
+from proxy.routing.snapshot import SnapshotFile, SnapshotKeeper
 from proxy.routing.verdict import state_failure
-from proxy.settings import Settings
-from proxy.version import BuildInfo, build_info
+from proxy.settings import Reloaded, ReloadFailed
+from proxy.version import build_info
 from proxy.wiring import (
+    ask_settings,
     client_tls,
     console_rules,
     defaults_of,
     dial_settings,
     door_settings,
     gates_of,
+    handshake_limits,
+    login_limits,
     resolver_config,
     rules_of,
     server_login_limits,
@@ -78,23 +80,27 @@ CLOSE_WAIT: Final = 1.0
 class Node:
     """One node: everything between the listening socket and the servers.
 
-    `start`, then `stop`; both in the loop that `selector` belongs to.  `reader` is the registry; `sealer` seals the
-    snapshot of routes on disk; without `admin_token` nobody may reload over HTTP.  `inspect_secrets` says why the
-    registry's secrets cannot be opened.
+    `start`, then `stop`; both in the loop that `selector` belongs to.  `told` is what the node begins with, and `tell`
+    reads all of it anew; the node changes the keys in it where the registry has them from.  `reader` is the registry,
+    `inspect_secrets` says why its secrets cannot be opened.  `limiter` is the log's.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        told: Told,
         selector: RelaySelector,
         reader: RegistryReader,
         *,
-        sealer: Sealer,
+        tell: Tell,
         inspect_secrets: InspectSecrets,
-        admin_token: str | None = None,
+        limiter: Limiter,
     ) -> None:
-        pool = settings.pool
-        self.settings = settings
+        settings, pool = told.settings, told.settings.pool
+        self.settings, self.keys, self.admin_token = settings, told.keys, told.admin_token
+        self.limiter = limiter
+        self._tell = tell
+        self._inspect_secrets = inspect_secrets
+        self._reloading = asyncio.Lock()
         self.clock: Callable[[], float] = time.monotonic
         wanted = wanted_descriptors(settings)
         self.shares = share_out(current_limit(), wanted)
@@ -111,7 +117,7 @@ class Node:
         self.host_names = HostNames()
         self.client_keys = ClientKeys(settings.auth.cached_keys)
         self.auth_queries = AuthQueries(
-            AskSettings(settings.auth.verifier_timeout, settings.auth.idle_timeout),
+            ask_settings(settings),
             clock=self.clock,
             tls_contexts=self.server_tls,
             keys=self.scram_keys,
@@ -172,13 +178,12 @@ class Node:
             backlog=settings.listen.backlog,
             accepts_per_turn=settings.listen.accepts_per_turn,
         )
-        self.admin_token = admin_token
         path = settings.routing.snapshot
         self.keeper = None
         if path is not None:
-            file = SnapshotFile(path, sealer, refusals=(SecretError, ValueError))
+            file = SnapshotFile(path, self.keys, refusals=(SecretError, ValueError))
             self.keeper = SnapshotKeeper(self.resolver, file)
-        self.secrets = SecretsCheck(inspect_secrets, timeout=settings.routing.lookup_timeout)
+        self.secrets = SecretsCheck(partial(inspect_secrets, self.keys), timeout=settings.routing.lookup_timeout)
         self.http: HttpEndpoint | None = None
         build = build_info()
         self.metrics = NodeMetrics(
@@ -190,9 +195,12 @@ class Node:
             routing=self.resolver.status,
             build=build,
             snapshot_failures=lambda: 0 if self.keeper is None else self.keeper.failures,
+            lines_left_out=lambda: self.limiter.left_out,
         )
-        self.console = self._make_console(build)
-        self.door.console = self.console
+        self._build = build
+        self._started = self.clock()
+        self.console: Console | None = None
+        self._follow_console(console_rules(settings))
         self.grace_over = False
         self.remembers = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -229,20 +237,89 @@ class Node:
         if self.keeper is not None:
             self.spawn(self.keeper.run())
 
-    async def reload(self) -> int:
-        """Read the registry and the certificate again now; returns the registry's version.
+    async def reload(self, user: str | None = None) -> Reloaded:
+        """Read settings, certificates, keys and registry anew, for a user of the console if it is one.
 
-        Raises RegistryUnavailable or TlsConfigError, and what was in force stays in force.
+        All that was read is put in force, or nothing, and the log says how it went.  Raises ReloadFailed.
         """
-        if self.client_tls is not None:
-            self.client_tls.reload()
-        version = await self.resolver.reload()
+        work = asyncio.ensure_future(self._reload({} if user is None else {"user": user}))
+        self._tasks.add(work)
+        work.add_done_callback(self._reload_done)
+        # Whoever asked may go; a reload that has begun ends.
+        return await asyncio.shield(work)
+
+    async def _reload(self, who: dict[str, str]) -> Reloaded:
+        try:
+            async with self._reloading:
+                done = await self._reload_all()
+        except ReloadFailed as failed:
+            log.error("reload failed", reason=str(failed), hint=failed.hint, **who)
+            raise
+        log.info("reloaded", registry_version=done.registry_version, changed=list(done.changed), **who)
+        if done.needs_restart:
+            log.warning("settings need a restart", settings=list(done.needs_restart), **who)
+        return done
+
+    async def _reload_all(self) -> Reloaded:
+        before = Told(self.settings, self.keys, self.admin_token)
+        plan = await plan_reload(before, self._tell, self._inspect_secrets, were_fit=not self.secrets.problem)
+        try:
+            version = await self.resolver.reload()
+        except RegistryUnavailable as error:
+            raise registry_is_down(error) from None
+        has_other_keys = not plan.keys.is_same(self.keys)
+        await self.resolver.adopt(plan.rules, resolver_config(plan.settings))
+        self._put_in_force(plan)
+        if has_other_keys:
+            await self.resolver.ask_anew()
         await self.secrets.look()
-        return version
+        return Reloaded(version, plan.changed, plan.needs_restart)
+
+    def _put_in_force(self, plan: Plan) -> None:
+        """Bring what was read to where it is used.  What a client or backend was given when it came stays with it."""
+        before, settings, now = self.settings, plan.settings, self.hub.selector.now
+        self.settings, self.admin_token, self.client_tls = settings, plan.admin_token, plan.tls
+        self.keys.take(plan.keys)
+        if settings.log != before.log:
+            self.limiter.most = settings.log.lines_per_second
+            configure_logs(style=settings.log.format, level=settings.log.level, limiter=self.limiter)
+        self.selector.budget = settings.relay.budget_ms / 1000.0
+        self._share_out_anew()
+        self.listener.tune(backlog=settings.listen.backlog, accepts_per_turn=settings.listen.accepts_per_turn)
+        self.door.follow(door_settings(settings, plan.tls, self.shares))
+        self._follow_console(plan.console)
+        self.client_keys.limit = settings.auth.cached_keys
+        self.auth_queries.follow(ask_settings(settings))
+        self.server_logins.resize(server_login_limits(settings))
+        self.secrets.timeout = settings.routing.lookup_timeout
+        self.ledger.max_backends = self.shares.backends
+        self.ledger.max_connecting = settings.pool.max_connecting
+        self.hub.driver.foreign_wait = settings.pool.cross_tenant_wait
+        self.tenancy.follow(defaults_of(settings), self.resolver.current, now)
+        self.dialer.follow(dial_settings(settings))
+        self.ledger.refresh_flags()
+        self.hub.driver.grow_all(now)
+
+    def _share_out_anew(self) -> None:
+        """Share descriptors out by the settings of now; what is too much of something goes as it ends."""
+        settings, before = self.settings, self.shortfall
+        wanted = wanted_descriptors(settings)
+        self.shares = share_out(current_limit(), wanted)
+        self.shortfall = shortfall(wanted, self.shares)
+        trusted = settings.listen.trusted
+        self.gates.logins.set_limits(login_limits(settings, self.shares), trusted)
+        self.gates.handshakes.set_limits(handshake_limits(settings), trusted)
+        if self.shortfall and self.shortfall != before:
+            say_shortfall(self.shortfall, current_limit(), wanted)
 
     async def reload_for_http(self) -> dict[str, object]:
         """Reload because somebody with the token asked for it; raises ReloadFailed."""
-        return {"registry_version": await self.reload_and_log()}
+        done = await self.reload()
+        return {
+            "registry_version": done.registry_version,
+            "changed": list(done.changed),
+            "needs_restart": list(done.needs_restart),
+        }
 
     def readiness(self) -> list[Check]:
         """Whether this node should get clients.  A registry that is down does not make it useless: it remembers."""
@@ -257,20 +334,10 @@ class Node:
             Check("descriptors", ok=True, detail=self.shortfall and f"enough for {self.shortfall}"),
         ]
 
-    async def reload_and_log(self) -> int:
-        """Reload, and say in the log how it went; returns the registry's version.  Raises ReloadFailed."""
-        try:
-            version = await self.reload()
-        except (RegistryUnavailable, TlsConfigError) as error:
-            log.error("reload failed, what was in force stays in force", reason=str(error))
-            raise ReloadFailed(str(error)) from None
-        log.info("reloaded", registry_version=version)
-        return version
-
     async def reload_on_signal(self) -> None:
         """Reload where there is nobody to tell but the log."""
         with suppress(ReloadFailed):
-            await self.reload_and_log()
+            await self.reload()
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, let transactions finish for up to `grace` seconds or until `grace_over`, close."""
@@ -295,13 +362,17 @@ class Node:
         self.auth_queries.close()
         self.host_names.close()
 
-    def _make_console(self, build: BuildInfo) -> Console | None:
-        rules = console_rules(self.settings)
-        if rules is None:
-            return None
-        view = NodeView(
-            self.settings,
-            build,
+    def _follow_console(self, rules: ConsoleRules | None) -> None:
+        """Let those in to the console who may use it, and nobody where there are none."""
+        if self.console is not None:
+            self.console.follow(rules)
+        elif rules is not None:
+            self.console = self.door.console = Console(rules, self._view())
+
+    def _view(self) -> NodeView:
+        return NodeView(
+            lambda: self.settings,
+            self._build,
             self.door.clients,
             self.ledger,
             self.tenancy,
@@ -310,9 +381,8 @@ class Node:
             reload=self.reload,
             clock=self.clock,
             wall=time.time,
-            started=self.clock(),
+            started=self._started,
         )
-        return Console(rules, view)
 
     def _start_http(self) -> None:
         """Serve HTTP; raises ListenError."""
@@ -322,7 +392,7 @@ class Node:
             metrics_type=CONTENT_TYPE,
             ready=self.readiness,
             reload=self.reload_for_http,
-            admin_token=self.admin_token,
+            admin_token=lambda: self.admin_token,
         )
         endpoint = HttpEndpoint(http.host, http.port, routes)
         endpoint.start()
@@ -334,6 +404,7 @@ class Node:
         self.times.sweep(now)
         self.tenancy.forget_dedicated()
         self._settle()
+        self.limiter.tell()
         if self.client_tls is not None and now - self._last_look >= CERTIFICATE_LOOK:
             self._last_look = now
             look_at_certificates(self.client_tls)
@@ -417,6 +488,11 @@ class Node:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _reload_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # It is told to whoever asked, who may have gone.
+
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
@@ -464,46 +540,3 @@ def look_at_certificates(tls: ClientTls) -> None:
         return
     if changed:
         log.info("certificates reloaded, their files had changed", host_names=list(tls.host_names))
-
-
-async def serve(node: Node, *, on_ready: Callable[[Node], None]) -> None:
-    """Run a node until SIGTERM or SIGINT; SIGHUP reloads.  A second SIGTERM or SIGINT ends the grace time.
-
-    Raises what `Node.start` raises.
-    """
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    hurry = asyncio.Event()
-
-    def stop() -> None:
-        (hurry if stopping.is_set() else stopping).set()
-
-    stopped: asyncio.Future[None] | None = None
-    try:
-        await node.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: node.spawn(node.reload_on_signal()))
-        on_ready(node)
-        await stopping.wait()
-        grace = node.settings.shutdown.grace
-        log.info("stopping", clients=len(node.door.clients), grace=grace)
-        stopped = asyncio.ensure_future(node.stop(grace))
-        hurried = asyncio.ensure_future(hurry.wait())
-        await asyncio.wait({stopped, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
-        node.grace_over = True
-    finally:
-        await (node.stop(0.0) if stopped is None else stopped)
-    log.info("stopped")
-
-
-def run(main: Callable[[RelaySelector], Coroutine[Any, Any, None]], settings: Settings) -> None:
-    """Run a coroutine in an event loop of the relay's own kind."""
-    selector = RelaySelector(settings.relay.budget_ms / 1000.0)
-    # RelaySelector has the surface of BaseSelector without being one: compiled classes cannot inherit from it.
-    base = cast("selectors.BaseSelector", selector)
-    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(base))
-    raise_limit()
-    with ignored_errors_in_the_log(), runner:
-        runner.run(main(selector))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from proxy.admin.console import ConsoleRules, ConsoleUser, Right
 from proxy.auth import ScramVerifier, Slowdown, VerifierError
+from proxy.net.auth_query import AskSettings
 from proxy.net.client_handshake import AuthPolicy, GreetPolicy
 from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode
 from proxy.net.descriptors import Shares
@@ -101,6 +102,11 @@ def console_rules(settings: Settings) -> ConsoleRules | None:
     return ConsoleRules(console.database, users, console.max_sessions) if users else None
 
 
+def ask_settings(settings: Settings) -> AskSettings:
+    """How servers are asked for verifiers."""
+    return AskSettings(settings.auth.verifier_timeout, settings.auth.idle_timeout)
+
+
 def defaults_of(settings: Settings) -> Defaults:
     """The limits of tenants that have none of their own."""
     pool = settings.pool
@@ -129,7 +135,8 @@ def dial_settings(settings: Settings) -> DialSettings:
         lifetime_jitter=pool.lifetime_jitter,
         cancel_wait=pool.cancel_wait,
         max_cancels=pool.max_cancels,
-        max_statements=pool.max_prepared_statements,
+        # Without sharing they hold none; a client from before a reload that ended it still finds room for one.
+        max_statements=max(1, pool.max_prepared_statements),
     )
 
 

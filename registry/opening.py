@@ -74,9 +74,12 @@ class Registry:
         if self._vault.is_open:
             await (keys.check_mock_secret if rehearsal else keys.mock_secret)(self._database, self._vault)
 
-    async def check_secrets(self) -> None:
-        """Raise SecretError where the key ring is missing, or does not fit the secrets that this registry has."""
-        await keys.check_secrets(self._database, self._vault)
+    async def check_secrets(self, ring: KeyRing | None = None) -> None:
+        """Raise SecretError where the key ring is missing, or does not fit the secrets that this registry has.
+
+        Another `ring` may be tried in place of its own.
+        """
+        await keys.check_secrets(self._database, self._vault if ring is None else Vault(ring))
 
     async def close(self) -> None:
         """Close all connections but those of feeds, which end with their iterators."""

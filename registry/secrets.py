@@ -16,6 +16,7 @@ import binascii
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from cryptography.exceptions import InvalidTag
@@ -25,6 +26,7 @@ from registry.contract import Secret
 from registry.errors import SecretError
 
 KEYS_VARIABLE: Final = "PGTENANT_ENCRYPTION_KEYS"
+FILE_SETTING: Final = "registry.encryption_keys_file"
 KEY_SIZE: Final = 32
 NONCE_SIZE: Final = 12
 MAX_SEALED: Final = 65_536
@@ -37,15 +39,16 @@ _GENERATE: Final = "`pgtenant secrets generate-key` makes one"
 class KeyRing:
     """The keys of one deployment, in the order in which they were given; the first one seals.
 
-    `random` returns that many random bytes.
+    `random` returns that many random bytes.  Whoever has a ring has its keys of now: `take` changes them.
     """
 
-    __slots__ = ("_ciphers", "_first", "_random")
+    __slots__ = ("_held", "_random")
 
     def __init__(self, keys: Sequence[tuple[str, bytes]], *, random: Callable[[int], bytes] = os.urandom) -> None:
         if not keys:
             raise SecretError("the key ring is empty", _GENERATE)
         ciphers: dict[str, AESGCM] = {}
+        held: dict[str, bytes] = {}
         for key_id, key in keys:
             if _ID.fullmatch(key_id) is None:
                 raise SecretError(
@@ -57,24 +60,25 @@ class KeyRing:
             if key_id in ciphers:
                 raise SecretError(f"there are two keys with the id {key_id!r}", "give each key an id of its own")
             ciphers[key_id] = AESGCM(key)
-        self._ciphers = ciphers
-        self._first = keys[0][0]
+            held[key_id] = key
+        # In one piece: a snapshot is sealed in a thread.
+        self._held = _Held(keys[0][0], ciphers, held)
         self._random = random
 
     @classmethod
-    def parse(cls, text: str, *, random: Callable[[int], bytes] = os.urandom) -> Self:
-        """Read `id:base64,id:base64`; raises SecretError, which repeats no key."""
+    def parse(cls, text: str, *, source: str = KEYS_VARIABLE, random: Callable[[int], bytes] = os.urandom) -> Self:
+        """Read `id:base64,id:base64` out of `source`; raises SecretError, which repeats no key."""
         keys = []
         for number, part in enumerate((part.strip() for part in text.split(",")), start=1):
             key_id, colon, encoded = part.partition(":")
             if not colon:
                 raise SecretError(
-                    f"key {number} of {KEYS_VARIABLE} has no id", f"the form is id:base64,id:base64; {_GENERATE}"
+                    f"key {number} of {source} has no id", f"the form is id:base64,id:base64; {_GENERATE}"
                 )
             try:
                 keys.append((key_id, base64.b64decode(encoded.encode("ascii"), validate=True)))
             except (binascii.Error, UnicodeEncodeError):
-                raise SecretError(f"key {number} of {KEYS_VARIABLE} is not base64", _GENERATE) from None
+                raise SecretError(f"key {number} of {source} is not base64", _GENERATE) from None
         return cls(keys, random=random)
 
     @classmethod
@@ -86,18 +90,37 @@ class KeyRing:
     @property
     def first(self) -> str:
         """The id of the key that seals."""
-        return self._first
+        return self._held.first
 
     @property
     def heads(self) -> tuple[bytes, ...]:
         """What begins the secrets that each key has sealed."""
-        return tuple(_head(key_id) for key_id in self._ciphers)
+        return tuple(_head(key_id) for key_id in self._held.ciphers)
+
+    def take(self, other: KeyRing) -> None:
+        """Have the keys of another ring from now on."""
+        self._held = other._held
+
+    def is_same(self, other: KeyRing) -> bool:
+        """Whether another ring has the same keys in the same order."""
+        return list(self._held.keys.items()) == list(other._held.keys.items())
+
+    def covers(self, other: KeyRing) -> bool:
+        """Whether this ring opens whatever another one does."""
+        return other._held.keys.items() <= self._held.keys.items()
+
+    def joined(self, other: KeyRing) -> KeyRing:
+        """A ring with another one's keys behind its own; raises SecretError for two keys with one id."""
+        own = self._held.keys
+        more = [(key_id, key) for key_id, key in other._held.keys.items() if own.get(key_id) != key]
+        return KeyRing([*own.items(), *more], random=self._random)
 
     def seal(self, data: bytes, context: str) -> bytes:
         """Encrypt for this context; the result differs every time."""
-        head = _head(self._first)
+        held = self._held
+        head = _head(held.first)
         nonce = self._random(NONCE_SIZE)
-        return head + nonce + self._ciphers[self._first].encrypt(nonce, data, head + context.encode())
+        return head + nonce + held.ciphers[held.first].encrypt(nonce, data, head + context.encode())
 
     def open(self, sealed: bytes, context: str) -> bytes:
         """Decrypt what was sealed for this context.
@@ -105,11 +128,11 @@ class KeyRing:
         Raises SecretError: a key that is not on the ring, another context, or changed data.
         """
         key_id, head = _read_head(sealed)
-        cipher = self._ciphers.get(key_id)
+        cipher = self._held.ciphers.get(key_id)
         if cipher is None:
             raise SecretError(
                 f"the secret of {context} is sealed with key {key_id!r}, which is not on the key ring",
-                f"add that key to {KEYS_VARIABLE}, behind the first one",
+                f"add that key to {KEYS_VARIABLE} or the keys file, behind the first one",
             )
         nonce = sealed[len(head) : len(head) + NONCE_SIZE]
         try:
@@ -122,10 +145,19 @@ class KeyRing:
 
     def is_current(self, sealed: bytes) -> bool:
         """Whether this is sealed with the first key."""
-        return _read_head(sealed)[0] == self._first
+        return _read_head(sealed)[0] == self._held.first
 
     def __repr__(self) -> str:
-        return f"KeyRing({', '.join(self._ciphers)})"
+        return f"KeyRing({', '.join(self._held.ciphers)})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Keys by their ids, and the id of the first one; the keys themselves only for comparing rings."""
+
+    first: str
+    ciphers: Mapping[str, AESGCM]
+    keys: Mapping[str, bytes] = field(repr=False)
 
 
 class Vault:
@@ -147,7 +179,8 @@ class Vault:
         if self._ring is None:
             raise SecretError(
                 f"this needs the registry's encryption keys, and {KEYS_VARIABLE} is not set",
-                f"set {KEYS_VARIABLE} to the keys of this registry; for a new registry {_GENERATE}",
+                f"set {KEYS_VARIABLE}, or {FILE_SETTING} to a file with them, to the keys of this registry; "
+                f"for a new registry {_GENERATE}",
             )
         return self._ring
 

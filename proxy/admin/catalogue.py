@@ -288,5 +288,11 @@ TOPICS: Final[Mapping[str, Topic]] = MappingProxyType(
 )
 SYNONYMS: Final[Mapping[str, str]] = MappingProxyType({"BACKENDS": "SERVERS"})
 ORDERS: Final[Mapping[str, Order]] = MappingProxyType(
-    {"RELOAD": Order("RELOAD", "Read the registry and the certificates again now; admins only.")}
+    {
+        "RELOAD": Order(
+            "RELOAD",
+            "Read settings, keys, certificates and the registry again now; admins only. Notices name the settings that "
+            "changed, and those that need a restart.",
+        )
+    }
 )

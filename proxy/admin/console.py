@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Final
@@ -20,21 +20,22 @@ from proxy.admin.commands import PARAMETERS, Do
 from proxy.admin.node import NodeView
 from proxy.admin.session import Session, Surroundings
 from proxy.auth import ScramVerifier
-from proxy.errors import CONSOLE_FULL, CONSOLE_READ_ONLY, RELOAD_FAILED, SHUTTING_DOWN, Failure
+from proxy.errors import CONSOLE_FULL, CONSOLE_READ_ONLY, RELOAD_FAILED, SHUTTING_DOWN, TERMINATED, Failure
 from proxy.net.client_handshake import farewell, login_complete, parameter_statuses
 from proxy.net.failures import fatal_response
 from proxy.net.handshake_io import HandshakeSocket, PeerGone
 from proxy.net.side_door import Guest
-from proxy.net.tls import TlsConfigError
+from proxy.settings import Reloaded, ReloadFailed
 from proxy.wire.reports import NoticeResponse
-from registry.contract import RegistryUnavailable
 
 log = structlog.get_logger(__name__)
 
 POSTGRES_VERSION: Final = "18.0"
 """What drivers are told that they talk to: the protocol's features depend on it."""
-SHADOWS: Final = "01000"
-"""The SQLSTATE of a warning."""
+SUCCESS: Final = "00000"
+WARNING: Final = "01000"
+"""The SQLSTATEs of a notice and of a warning."""
+NO_USER: Final = "the settings have no such console user any more"
 LAST_WORDS: Final = 0.5
 """Seconds that a session has to take its last message when the node ends."""
 
@@ -71,7 +72,8 @@ class Console:
         self._rules = rules
         self._node = node
         self._entering = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._why: dict[asyncio.Task[None], str] = {}
         version = f"{POSTGRES_VERSION} (pgtenant {node.build.version})"
         self._statuses = (("server_version", version), *PARAMETERS.items())
         self._around = Surroundings(node, version, self._order, asyncio.Lock())
@@ -82,8 +84,20 @@ class Console:
         return self._rules.database
 
     @property
+    def is_open(self) -> bool:
+        return bool(self._rules.users)
+
+    @property
     def sessions(self) -> int:
         return len(self._tasks) + self._entering
+
+    def follow(self, rules: ConsoleRules | None) -> None:
+        """Let other users in from now on, or nobody; sessions of users who are none any more end with a message."""
+        self._rules = rules or replace(self._rules, users={})
+        for task, user in self._tasks.items():
+            if user not in self._rules.users:
+                self._why[task] = NO_USER
+                task.cancel()
 
     def verifier(self, user: str) -> ScramVerifier | None:
         """The verifier of one of the console's users, None for everybody else."""
@@ -99,13 +113,15 @@ class Console:
             own = (("session_authorization", guest.user), ("application_name", ""))
             statuses = parameter_statuses((*self._statuses, *own)) + self._warning(guest)
             await guest.io.send(guest.proof.final + login_complete(statuses, guest.pid, guest.key))
+            if guest.user not in self._rules.users:
+                raise Failure(TERMINATED, reason=NO_USER)
             sock = guest.io.detach()
         finally:
             self._entering -= 1
         self.logins += 1
         task = asyncio.get_running_loop().create_task(self._serve(sock, guest))
-        self._tasks.add(task)
-        task.add_done_callback(partial(_ended, self._tasks, sock))
+        self._tasks[task] = guest.user
+        task.add_done_callback(partial(self._ended, sock))
 
     async def close(self) -> None:
         """End all sessions, each with a last message."""
@@ -115,7 +131,7 @@ class Console:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, sock: socket.socket, guest: Guest) -> None:
-        right = self._rules.users[guest.user].right.value
+        right = self._right(guest.user).value
         log.info(
             "console connected", user=guest.user, right=right, address=guest.address, tls=guest.greeting.tls is not None
         )
@@ -126,8 +142,11 @@ class Console:
         except PeerGone as gone:
             reason = str(gone)
         except asyncio.CancelledError:
-            reason = "the node is shutting down"
-            await farewell(io, fatal_response(Failure(SHUTTING_DOWN)), seconds=LAST_WORDS)
+            task = asyncio.current_task()
+            told = None if task is None else self._why.pop(task, None)
+            reason = told or "the node is shutting down"
+            failure = Failure(SHUTTING_DOWN) if told is None else Failure(TERMINATED, reason=told)
+            await farewell(io, fatal_response(failure), seconds=LAST_WORDS)
         finally:
             io.close()
             duration = round(self._node.clock() - guest.started, 3)
@@ -140,28 +159,42 @@ class Console:
         log.warning("the console hides a tenant", tenant=guest.shadowed, user=guest.user, database=self.database)
         notice = NoticeResponse.build(
             "WARNING",
-            SHADOWS,
+            WARNING,
             f'this is the console: it hides tenant "{guest.shadowed}" from user "{guest.user}"',
             hint="Give the console's user another name, or the console another one with console.database.",
         )
         return notice.encode()
 
-    async def _order(self, user: str, do: Do) -> None:
-        """Do what an admin orders; RELOAD is all there is.  Raises Failure."""
-        if self._rules.users[user].right is not Right.ORDER:
+    def _right(self, user: str) -> Right:
+        """What a user may do now: nobody keeps a right that the settings have taken away."""
+        found = self._rules.users.get(user)
+        return Right.LOOK if found is None else found.right
+
+    async def _order(self, user: str, do: Do) -> bytes:
+        """Do what an admin orders; RELOAD is all there is.  Returns notices about it, and raises Failure."""
+        if self._right(user) is not Right.ORDER:
             raise Failure(CONSOLE_READ_ONLY, user=user, command=do.order.verb)
         try:
-            version = await self._node.reload()
-        except (RegistryUnavailable, TlsConfigError) as error:
-            log.error("reload failed, what was in force stays in force", user=user, reason=str(error))
-            raise Failure(RELOAD_FAILED, reason=error) from None
-        log.info("reloaded", user=user, registry_version=version)
+            return _notices(await self._node.reload(user))
+        except ReloadFailed as failed:
+            raise Failure(RELOAD_FAILED, hint=failed.hint, reason=failed) from None
+
+    def _ended(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        self._why.pop(task, None)
+        if task.cancelled():
+            # It had not begun, and nobody else knows the socket.
+            sock.close()
+        elif task.exception() is not None:
+            log.error("a session of the console failed", exc_info=task.exception())
 
 
-def _ended(tasks: set[asyncio.Task[None]], sock: socket.socket, task: asyncio.Task[None]) -> None:
-    tasks.discard(task)
-    if task.cancelled():
-        # It had not begun, and nobody else knows the socket.
-        sock.close()
-    elif task.exception() is not None:
-        log.error("a session of the console failed", exc_info=task.exception())
+def _notices(reloaded: Reloaded) -> bytes:
+    """What a reload has changed, for who asked for it."""
+    said = b""
+    if reloaded.changed:
+        said += NoticeResponse.build("NOTICE", SUCCESS, f"in force now: {', '.join(reloaded.changed)}").encode()
+    if reloaded.needs_restart:
+        text = f"these settings need a restart, and stay as they were: {', '.join(reloaded.needs_restart)}"
+        said += NoticeResponse.build("WARNING", WARNING, text).encode()
+    return said

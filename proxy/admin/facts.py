@@ -23,7 +23,7 @@ Facts: TypeAlias = Callable[[NodeView], Iterator[Row]]
 def config(node: NodeView) -> Iterator[Row]:
     """SHOW CONFIG; secrets are masked by the settings themselves."""
     defaults = Settings().model_dump(mode="json")
-    for section, values in node.settings.model_dump(mode="json").items():
+    for section, values in node.settings().model_dump(mode="json").items():
         for name, value in values.items():
             yield f"{section}.{name}", _written(value), _written(defaults[section][name])
 
@@ -43,11 +43,11 @@ def state(node: NodeView) -> Iterator[Row]:
     status = node.resolver.status()
     yield "registry_version", str(status.version)
     yield "registry_lag_seconds", f"{status.lag:.3f}"
-    yield "node", str(node.settings.node.id)
+    yield "node", str(node.settings().node.id)
     yield "started", moment.day(node.started)
     yield "uptime_seconds", f"{moment.since(node.started):.0f}"
     yield "clients", str(len(node.clients))
-    yield "max_clients", str(node.settings.listen.max_clients)
+    yield "max_clients", str(node.settings().listen.max_clients)
     yield "backends", str(node.ledger.held)
     yield "max_backends", str(node.ledger.max_backends)
 

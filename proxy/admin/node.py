@@ -11,7 +11,7 @@ from proxy.net.client_link import ClientLink
 from proxy.pool.ledger import NodeLedger
 from proxy.pool.tenancy import Tenancy
 from proxy.routing.resolver import Resolver
-from proxy.settings import Settings
+from proxy.settings import Reloaded, Settings
 from proxy.version import BuildInfo
 
 
@@ -32,19 +32,20 @@ class ReadyCheck(Protocol):
 class NodeView:
     """A node as its console sees it.
 
-    `clients` are the linked ones by the process ids that they were told.  `readiness` is asked at each look, `reload`
-    reads everything anew and returns the registry's version.  `clock` is monotonic, `wall` the time of day, both in
+    `clients` are the linked ones by the process ids that they were told.  `settings` are those in
+    force, `readiness` is asked at each look.  `reload` reads everything anew, in the name of a user, and raises
+    ReloadFailed.  `clock` is monotonic, `wall` the time of day, both in
     seconds; `started` is by `clock`.
     """
 
-    settings: Settings
+    settings: Callable[[], Settings]
     build: BuildInfo
     clients: Mapping[int, ClientLink]
     ledger: NodeLedger
     tenancy: Tenancy
     resolver: Resolver
     readiness: Callable[[], Sequence[ReadyCheck]]
-    reload: Callable[[], Awaitable[int]]
+    reload: Callable[[str], Awaitable[Reloaded]]
     clock: Callable[[], float]
     wall: Callable[[], float]
     started: float

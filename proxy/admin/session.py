@@ -43,13 +43,13 @@ _SENT_AT_ONCE: Final = frozenset({F_QUERY, F_FUNCTION, F_SYNC, F_FLUSH})
 class Surroundings:
     """What the sessions of one console share.
 
-    `order` does what an admin orders, in the name of a user; it raises Failure.  `server_version` is what the console
-    reports as PostgreSQL's.  `turn` is held while a slice is made.
+    `order` does what an admin orders, in the name of a user, and returns notices about it; it raises Failure.
+    `server_version` is what the console reports as PostgreSQL's.  `turn` is held while a slice is made.
     """
 
     node: NodeView
     server_version: str
-    order: Callable[[str, Do], Awaitable[None]]
+    order: Callable[[str, Do], Awaitable[bytes]]
     turn: asyncio.Lock
 
 
@@ -116,7 +116,7 @@ class Session:
         """Begin what a command asks for; returns its rows, None where it has none."""
         node = self._around.node
         if isinstance(command, Do):
-            await self._around.order(self._user, command)
+            self._out += await self._around.order(self._user, command)
             return None
         if isinstance(command, Constant):
             return iter([(self._version_as(command) if command.value is None else command.value,)])

@@ -54,6 +54,17 @@ class ClientKeys:
         self._by_tenant: dict[int, set[str]] = {}
         self._serial = 0
 
+    @property
+    def limit(self) -> int:
+        """Keys remembered at most; those last used stay when it is lowered."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        while len(self._keys) > limit:
+            self._forget(next(iter(self._keys)))
+
     def keep(self, owner: Owner, key: ClientKey) -> int:
         """Remember an owner's key; returns its serial number, the same as before if the verifier is."""
         known = self._keys.get(owner)

@@ -109,6 +109,10 @@ class Slowdown:
         self._sites: OrderedDict[Site, _SiteFailures] = OrderedDict()
         self._familiar: OrderedDict[Attempt, float] = OrderedDict()
 
+    def follow(self, other: Slowdown) -> None:
+        """Take over another one's seconds; what has been counted so far stays."""
+        self._first, self._most, self._forget = other._first, other._most, other._forget
+
     def delay(self, attempt: Attempt, now: float) -> float:
         """Seconds that an attempt has to wait because of its own login's failures, before it is looked at.
 

@@ -78,6 +78,12 @@ class AuthQueries:
         self._names = names
         self._lines: dict[int, _Line] = {}
 
+    def follow(self, settings: AskSettings) -> None:
+        """Ask in another way from the next question on."""
+        self._settings = settings
+        for line in self._lines.values():
+            line.settings = settings
+
     async def ask(self, server: ServerInfo, user: str) -> ServerRole | None:
         """Ask for a role that may log in, None where there is none; raises CannotAsk."""
         line = self._lines.get(server.server_id)
@@ -137,7 +143,7 @@ class _Line:
         self.waiting = 0
         self.timer: asyncio.TimerHandle | None = None
         self.io: HandshakeSocket | None = None
-        self._settings = settings
+        self.settings = settings
         self._clock = clock
         self._tls = tls
         self._keys = keys
@@ -201,7 +207,7 @@ class _Line:
     async def _connect(self, server: ServerInfo, auth: AuthQuery) -> HandshakeSocket:
         if self._clock() < self._retry_at:
             raise CannotAsk(self._reason)
-        milliseconds = str(max(1, math.ceil(self._settings.timeout * 1000)))
+        milliseconds = str(max(1, math.ceil(self.settings.timeout * 1000)))
         own_settings = (
             ("search_path", "pg_catalog, pg_temp"),
             ("client_encoding", "UTF8"),
@@ -213,15 +219,15 @@ class _Line:
                 server,
                 auth.database,
                 auth.credentials,
-                connect_timeout=self._settings.timeout,
+                connect_timeout=self.settings.timeout,
                 tls_contexts=self._tls,
                 keys=self._keys,
                 names=self._names,
                 startup_parameters=own_settings,
             )
         except BackendOpenFailed as failure:
-            pause = self._settings.retry_first * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
-            self._retry_at = self._clock() + min(pause, self._settings.retry_most)
+            pause = self.settings.retry_first * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
+            self._retry_at = self._clock() + min(pause, self.settings.retry_most)
             self._failures += 1
             self._reason = failure.text
             log.warning("a server cannot be asked for verifiers", server=server.name, reason=failure.text)

@@ -97,6 +97,17 @@ class Dialer:
         self._cancels: dict[int, asyncio.Semaphore] = {}
         self._where: dict[BackendEntry, Opened] = {}
 
+    def follow(self, settings: DialSettings) -> None:
+        """Open backends by other settings from now on, and let those that there are live as long as new ones.
+
+        Backends that have lived longer already are not all replaced at once, but spread over the jitter.
+        """
+        if settings.max_cancels != self._settings.max_cancels:
+            self._cancels.clear()
+        self._settings = settings
+        for entry in self._where:
+            self._limit_life(entry, entry.opened_at)
+
     async def open(self, entry: BackendEntry) -> None:
         """Open the backend for a slot, and report how that ended."""
         target = entry.target
@@ -207,9 +218,7 @@ class Dialer:
         link.state.params = dict(ready.params)
         self._where[entry] = Opened(ready, target.server)
         now = self._hub.selector.now
-        if entry.pool.lifetime:
-            spread = entry.pool.lifetime * self._settings.lifetime_jitter
-            entry.expires_at = now + entry.pool.lifetime - self._chance.random() * spread
+        self._limit_life(entry, now)
         if entry.generation == entry.pool.generation and not target.startup:
             self._statuses.observe(entry.pool, entry.generation, self._plain, ready.params)
         log.debug(
@@ -228,6 +237,12 @@ class Dialer:
                 failures=max(entry.server.failures, entry.pool.failures),
             )
         self._hub.backend_ready(link)
+
+    def _limit_life(self, entry: BackendEntry, since: float) -> None:
+        lifetime, now = entry.pool.lifetime, self._hub.selector.now
+        spread = self._chance.random() * lifetime * self._settings.lifetime_jitter
+        ends = since + lifetime - spread
+        entry.expires_at = (ends if ends > now else now + spread) if lifetime else 0.0
 
     def _failed(self, entry: BackendEntry, failure: BackendOpenFailed) -> None:
         fault = _fault_of(failure)

@@ -41,6 +41,12 @@ class Doorkeeper:
         self._turns = Turns(slowdown, clock=clock)
         self._tls_mode = tls_mode
 
+    def follow(self, policy: AuthPolicy, slowdown: Slowdown, tls_mode: ClientTlsMode | None) -> None:
+        """Prove clients by other rules from now on; who is proving himself goes on by those that he began with."""
+        self._policy = policy
+        self._turns.follow(slowdown)
+        self._tls_mode = tls_mode
+
     @property
     def slowed(self) -> int:
         """How many logins had to wait because of earlier failures."""

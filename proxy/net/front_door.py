@@ -166,6 +166,12 @@ class FrontDoor:
         self.internal_errors = 0
         self.stopping = False
 
+    def follow(self, settings: DoorSettings) -> None:
+        """Hold logins to other settings from now on; nobody who is logged in is dropped."""
+        tls = settings.greet.tls
+        self._settings = settings
+        self._keeper.follow(settings.auth, settings.slowdown, None if tls is None else tls.mode)
+
     async def welcome(self, sock: socket.socket, peer: PeerAddress) -> None:
         """Take one accepted connection through its login, and leave nothing behind if that fails."""
         io = HandshakeSocket(sock, turnstile=self._turnstile)
@@ -260,9 +266,12 @@ class FrontDoor:
             resolution = await self._resolver.resolve(selectors, visit.host, look)
         visit.tenant = resolution.route.slug if resolution.route is not None else None
         proof = await self._keeper.prove(io, greeting, resolution, visit.host)
-        if is_meant(self.console, selectors, greeting) and self.console.verifier(selectors.user) is not None:
+        # A reload may have changed the console's users meanwhile: only a proof of the verifier of now counts.
+        if is_meant(self.console, selectors, greeting) and self.console.verifier(selectors.user) == resolution.verifier:
             await self._send_aside(self.console, io, greeting, resolution, visit, proof)
             return
+        if resolution.route is None and resolution.failure is None:
+            raise resolution.refusal
         self._check_room()
         if resolution.failure is not None:
             raise resolution.failure

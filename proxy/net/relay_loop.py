@@ -79,7 +79,7 @@ class RelaySelector:
         self._keys: dict[int, SelectorKey] = {}
         self._links: list[Link | None] = [None] * 64
         self._ready_links: list[Link] = []
-        self._budget = budget
+        self.budget = budget
         self._most_events = 64
         self._mail_fd = -1
         self.mailbox: list[object] = []
@@ -221,9 +221,9 @@ class RelaySelector:
         everybody has a turn, but whoever is left out of a batch would be left out of the next one, too.
         """
         taken: float = self._clock() - self.now
-        if taken > self._budget:
+        if taken > self.budget:
             self._most_events = max(FEW_EVENTS, count // 2)
-        elif count == self._most_events and 2.0 * taken < self._budget:
+        elif count == self._most_events and 2.0 * taken < self.budget:
             self._most_events = min(MAX_EVENTS, 2 * count)
 
     def _serve(self, events: list[int], ready: list[tuple[SelectorKey, int]]) -> None:

@@ -58,6 +58,11 @@ class Console(Protocol):
         ...
 
     @property
+    def is_open(self) -> bool:
+        """Whether it has users at all."""
+        ...
+
+    @property
     def sessions(self) -> int:
         """Its sessions now."""
         ...
@@ -78,7 +83,7 @@ class Console(Protocol):
 
 def is_meant(console: Console | None, selectors: Selectors, greeting: Greeting) -> TypeGuard[Console]:
     """Whether a connection asks for the console's database, whoever it is."""
-    if console is None or greeting.replication is not ReplicationMode.NONE:
+    if console is None or not console.is_open or greeting.replication is not ReplicationMode.NONE:
         return False
     return (selectors.database or selectors.user) == console.database
 

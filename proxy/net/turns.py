@@ -42,6 +42,10 @@ class Turns:
         self._names: dict[Stem, _Lane] = {}
         self.slowed = 0
 
+    def follow(self, slowdown: Slowdown) -> None:
+        """Let attempts wait for other seconds from now on."""
+        self._slowdown.follow(slowdown)
+
     @asynccontextmanager
     async def turn(self, attempt: Attempt, has_left: Callable[[], bool] = lambda: False) -> AsyncIterator[None]:
         """Wait for an attempt's turn to have its answer looked at, which is over with the block.

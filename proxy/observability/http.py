@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from proxy.net.acceptor import Acceptor, PeerAddress
+from proxy.settings import ReloadFailed
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ REASONS: Final = {
     404: "Not Found",
     405: "Method Not Allowed",
     413: "Content Too Large",
+    422: "Unprocessable Content",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
@@ -61,18 +63,14 @@ class Routes:
     """What the endpoint serves.
 
     `metrics` yields pieces of text; `ready` lists the conditions of readiness; `reload` returns what the answer says,
-    and raises ReloadFailed.  `admin_token` None forbids reloading.
+    and raises ReloadFailed.  `admin_token` is asked for at each reload; None forbids it.
     """
 
     metrics: Callable[[], AsyncIterator[bytes]]
     metrics_type: str
     ready: Callable[[], Sequence[Check]]
     reload: Callable[[], Awaitable[dict[str, object]]]
-    admin_token: str | None
-
-
-class ReloadFailed(Exception):
-    """A reload changed nothing; the text says why."""
+    admin_token: Callable[[], str | None]
 
 
 class _Refused(Exception):
@@ -237,7 +235,7 @@ class HttpEndpoint:
         await answer.json(200 if ok else 503, content)
 
     async def _reload(self, request: _Request, answer: _Answer) -> None:
-        token = self._routes.admin_token
+        token = self._routes.admin_token()
         if token is None:
             raise _Refused(403, "reloading over HTTP is off: set http.admin_token_file")
         given = request.headers.get("authorization", "")
@@ -247,7 +245,8 @@ class HttpEndpoint:
         try:
             await answer.json(200, await self._routes.reload())
         except ReloadFailed as failed:
-            await answer.json(503, {"error": str(failed)})
+            status = 422 if failed.is_mistake else 503
+            await answer.json(status, {"error": str(failed), "hint": failed.hint})
 
 
 class _Answer:

@@ -1,8 +1,9 @@
 """The log: structured events, for people or for machines, on standard error.
 
 Secrets never reach a log call; the redaction here is a second net, by the names of fields and by what passwords in
-URLs and verifiers look like.  Events that strangers can
-cause as often as they like are limited to a number per second; what was left out is counted in the next one.
+URLs and verifiers look like.  Events that clients can
+cause as often as they like are limited to a number per second (`log.lines_per_second`); what was left out is counted
+and told.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, TextIO
 
 import structlog
@@ -41,9 +43,9 @@ LIMITED_EVENTS: Final = frozenset(
         "error ignored",
     }
 )
-EVENTS_PER_SECOND: Final = 100
-
 EventDict = MutableMapping[str, Any]
+
+log = structlog.get_logger(__name__)
 
 
 def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
@@ -64,33 +66,58 @@ def _masked(match: re.Match[str]) -> str:
     return f"{kept}********{'@' if match['url'] else ''}"
 
 
-class Limiter:
-    """Drops events of one kind beyond `most` in a second, and tells with the next one how many that were."""
+@dataclass(slots=True)
+class _Second:
+    """What was logged of one event since `start`."""
 
-    def __init__(self, most: int = EVENTS_PER_SECOND, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
+    start: float
+    written: int = 0
+    left_out: int = 0
+
+
+class Limiter:
+    """Leaves out events of one kind beyond `most` in a second; 0: none is left out.
+
+    How many that were, the next one tells as `suppressed`, or `tell` where none comes.  `left_out` counts them all.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = most
+        self.left_out: dict[str, int] = {}
         self._clock = clock
-        self._windows: dict[str, tuple[float, int]] = {}
+        self._seconds: dict[str, _Second] = {}
 
     def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
         name = str(event.get("event"))
         if name not in LIMITED_EVENTS:
             return event
         now = self._clock()
-        start, count = self._windows.get(name, (now, 0))
-        if now - start >= 1.0:
-            suppressed = count - self._most
-            if suppressed > 0:
-                event["suppressed"] = suppressed
-            start, count = now, 0
-        self._windows[name] = (start, count + 1)
-        if count >= self._most:
+        second = self._seconds.get(name)
+        if second is None or now - second.start >= 1.0:
+            if second is not None and second.left_out:
+                event["suppressed"] = second.left_out
+            second = self._seconds[name] = _Second(now)
+        if self.most and second.written >= self.most:
+            second.left_out += 1
+            self.left_out[name] = self.left_out.get(name, 0) + 1
             raise structlog.DropEvent
+        second.written += 1
         return event
 
+    def tell(self) -> None:
+        """Log how many were left out in seconds that are over and that no line has told of."""
+        now = self._clock()
+        for name, second in self._seconds.items():
+            if second.left_out and now - second.start >= 1.0:
+                log.warning("log lines left out", of=name, lines=second.left_out, bound=self.most)
+                second.left_out = 0
 
-def configure_logs(*, style: str, level: str, stream: TextIO | None = None) -> None:
-    """Set up the process's log: `style` is console or json, `level` the least that is written."""
+
+def configure_logs(*, style: str, level: str, limiter: Limiter, stream: TextIO | None = None) -> None:
+    """Set up the process's log: `style` is console or json, `level` the least that is written.
+
+    It may be called again while the program runs.
+    """
     out = stream or sys.stderr
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
@@ -110,7 +137,7 @@ def configure_logs(*, style: str, level: str, stream: TextIO | None = None) -> N
         last = [renderer]
     last.append(lambda _logger, _method, line: mask(line))
     structlog.configure(
-        processors=[Limiter(), *shared, *last],
+        processors=[limiter, *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=out),
         cache_logger_on_first_use=False,
@@ -138,7 +165,7 @@ def ignored_errors_in_the_log() -> Iterator[None]:
 
     def note(ignored: sys.UnraisableHookArgs) -> None:
         error = ignored.exc_value
-        structlog.get_logger(__name__).warning("error ignored", error=type(error).__name__, reason=str(error))
+        log.warning("error ignored", error=type(error).__name__, reason=str(error))
 
     before, sys.unraisablehook = sys.unraisablehook, note
     try:

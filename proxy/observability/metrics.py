@@ -8,7 +8,7 @@ the relay is never held up by the number of tenants.  `tenant_sums` bounds the n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -65,6 +65,7 @@ class NodeMetrics:
         routing: Callable[[], RoutingStatus],
         build: BuildInfo,
         snapshot_failures: Callable[[], int],
+        lines_left_out: Callable[[], Mapping[str, int]],
         max_tenants: int = MAX_TENANTS,
     ) -> None:
         self._door = door
@@ -73,6 +74,7 @@ class NodeMetrics:
         self._routing = routing
         self._build = build
         self._snapshot_failures = snapshot_failures
+        self._lines_left_out = lines_left_out
         self._tenants = TenantSums(ledger, tenancy, lambda: hub.selector.now, max_tenants=max_tenants)
         self._servers = ServerSums(ledger, lambda: hub.selector.now)
         self._gathering = asyncio.Lock()
@@ -176,6 +178,14 @@ class NodeMetrics:
             "Times that the snapshot could not be written, or would not have been when the node began.",
             self._snapshot_failures(),
         )
+        left_out = CounterMetricFamily(
+            "pgtenant_log_lines_left_out",
+            "Lines that were not written because of log.lines_per_second, by their event.",
+            labels=["event"],
+        )
+        for event, count in self._lines_left_out().items():
+            left_out.add_metric([event], count)
+        yield left_out
         build = GaugeMetricFamily(
             "pgtenant_build_info", "Always 1; the labels tell the running build.", labels=["version", "relay", "python"]
         )

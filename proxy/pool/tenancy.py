@@ -204,6 +204,14 @@ class Tenancy:
         for pool in list(tenant.pools):
             self._follow(pool, route, now)
 
+    def follow(self, defaults: Defaults, current: Callable[[int], Route | None], now: float) -> None:
+        """Hold tenants without limits of their own to other ones from now on; `current` knows their routes by id."""
+        self.defaults = defaults
+        for tenant_id in list(self.node.tenants):
+            route = current(tenant_id)
+            if route is not None:
+                self.apply_route(tenant_id, route, now)
+
     def forget_cold(self, now: float, after: float) -> int:
         """Free the ledgers of tenants that hold nothing and have had no client for `after` seconds; return how many."""
         self.forget_dedicated()

@@ -49,6 +49,10 @@ class Lru(Generic[K, V]):
         self._keep = keep
         self._limit = max(1, limit)
 
+    def resize(self, limit: int) -> None:
+        """Hold another number of items from now on; what is too much goes bit by bit as others come."""
+        self._limit = max(1, limit)
+
     def get(self, key: K) -> V | None:
         value = self._items.get(key)
         if value is not None:
@@ -97,6 +101,11 @@ class Shelf(Generic[K, V]):
     def put(self, key: K, entry: Entry[V], *, empty: bool) -> None:
         (self.known if empty else self.unknown).drop(key)
         (self.unknown if empty else self.known).put(key, entry)
+
+    def resize(self, limit: int, unknown_limit: int) -> None:
+        """See `Lru.resize`."""
+        self.known.resize(limit)
+        self.unknown.resize(unknown_limit)
 
     def clear(self) -> None:
         self.known.clear()
@@ -148,6 +157,15 @@ class RouteCache:
         self._floor = 0
         self._tenants_floor = 0
         self._changed = 0
+        self._doubted_at = float("-inf")
+
+    def resize(self, limits: CacheLimits) -> None:
+        """Remember other numbers of answers, for other times, from now on."""
+        self.limits = limits
+        self._routes.resize(limits.tenants)
+        self._names.resize(2 * limits.tenants, limits.unknown)
+        self._databases.resize(limits.tenants, limits.unknown)
+        self._logins.resize(limits.logins, limits.unknown)
 
     # What is remembered.
 
@@ -272,6 +290,11 @@ class RouteCache:
         self._floors.clear()
         self._floor = self._tenants_floor = self._changed = self.version = version
 
+    def doubt(self, now: float) -> None:
+        """Take all answers up to now for stale: asked again, the registry may say more with the same version."""
+        self._doubted_at = now
+        self.mutations += 1
+
     # For the snapshot.
 
     def remembered(self) -> tuple[list[Route], list[tuple[str, tuple[int, ...]]], list[tuple[LoginKey, Login]]]:
@@ -329,7 +352,9 @@ class RouteCache:
         return entry.version >= max(self._changed, self._floor) and now - entry.asked_at < self.limits.negative_ttl
 
     def _in_time(self, entry: Entry[V], now: float) -> bool:
-        return entry.version >= 0 and (self.live or now - entry.asked_at < self.limits.ttl)
+        if entry.version < 0 or entry.asked_at <= self._doubted_at:
+            return False
+        return self.live or now - entry.asked_at < self.limits.ttl
 
     def _passed(self, version: int, *keys: FloorKey) -> bool:
         if version < self._floor:

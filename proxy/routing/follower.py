@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+
+import structlog
 
 from proxy.routing.cache import RouteCache
 from proxy.routing.lookups import Health
 from registry.contract import ChangeKind, RegistryReader, RegistryUnavailable, RouteChange
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Follower:
         self._caught_up = caught_up
         self._clock = clock
         self._chance = chance
-        self._timeout = timeout
+        self.timeout = timeout
         self._backoff = backoff or Backoff()
         self._advanced = asyncio.Condition()
         self._seen: int | None = None
@@ -94,23 +95,23 @@ class Follower:
         was_up = self._health.up
         try:
             await self._follow()
-            log.warning("the registry's feed of changes ended; following it anew")
+            log.warning("the registry's feed of changes ended, following it anew")
         except RegistryUnavailable as error:
             self._health.failed(error)
             if was_up or self._cache.live:
-                log.warning("registry lost, known tenants are served from memory: %s", error)
+                log.warning("registry lost", reason=str(error), hint="known tenants are served from memory")
         except Exception:
-            log.exception("following the registry failed; it is tried again")
+            log.exception("following the registry failed, it is tried again")
 
     async def _follow(self) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 version = await self._reader.version()
         except TimeoutError:
-            raise RegistryUnavailable(f"the registry did not answer within {self._timeout:g} s") from None
+            raise RegistryUnavailable(f"the registry did not answer within {self.timeout:g} s") from None
         self._health.answered(version)
         if self._seen is not None and version < self._seen:
-            log.warning("the registry went back from version %d to %d; everything is read anew", self._seen, version)
+            log.warning("the registry went back to an older version", before=self._seen, version=version)
             self._cache.restart(version)
             self._health.newest = version
             self._seen = None
@@ -140,5 +141,5 @@ class Follower:
     def _now_live(self) -> None:
         self._cache.live = True
         self._current_at = self._clock()
-        log.info("following the registry from version %d", self._cache.version)
+        log.info("following the registry", version=self._cache.version)
         self._caught_up()

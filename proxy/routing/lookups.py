@@ -128,7 +128,7 @@ class Lookups:
         self._cache = cache
         self._clock = clock
         self._health = health
-        self._timeout = timeout
+        self.timeout = timeout
         self._slots = asyncio.Semaphore(concurrency)
         self._flights = SingleFlight()
         self._secret: bytes | None = None
@@ -274,11 +274,11 @@ class Lookups:
     async def _query(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask once, within the time limit; every failure to reach the registry is RegistryUnavailable."""
         try:
-            async with self._slots, asyncio.timeout(self._timeout):
+            async with self._slots, asyncio.timeout(self.timeout):
                 self.queries += 1
                 return await ask()
         except TimeoutError:
-            error = RegistryUnavailable(f"the registry did not answer within {self._timeout:g} s")
+            error = RegistryUnavailable(f"the registry did not answer within {self.timeout:g} s")
             self._health.failed(error)
             raise error from None
         except RegistryUnavailable as error:

@@ -324,6 +324,27 @@ class Resolver:
         """Follow the registry's changes until cancelled."""
         await self._follower.run()
 
+    async def adopt(self, rules: NameRules, config: ResolverConfig) -> None:
+        """Read connections by other rules from now on; what is remembered stays, within the new limits."""
+        shared_id = self._shared_id
+        if config.shared_tenant != self.config.shared_tenant:
+            shared_id = await self._find_shared(config.shared_tenant)
+        self.rules, self.config = rules, config
+        self.cache.resize(config.limits)
+        self.lookups.timeout = self._follower.timeout = config.lookup_timeout
+        if shared_id != self._shared_id:
+            self._shared_id = shared_id
+            self._watches.tell_all()
+
+    async def ask_anew(self) -> None:
+        """Ask for everything again before it is used next, for tenants in use at once.
+
+        For a node that can open secrets now that it could not open before: the registry's version stays the same.
+        """
+        self.cache.doubt(self._clock())
+        self._on_caught_up()
+        await self._watches.settled()
+
     async def reload(self) -> int:
         """Take over now what the feed would bring at its next turn; returns the version that is then in force.
 
@@ -441,9 +462,16 @@ class Resolver:
         return await self.mock_login(survey.mock_selector)
 
     async def _ask_shared(self) -> None:
-        if self.config.shared_tenant is not None:
-            answer = await self.lookups.by_name(self.config.shared_tenant)
-            self._shared_id = None if answer.value is None else answer.value.tenant_id
+        slug = self.config.shared_tenant
+        if slug is not None:
+            found = await self._find_shared(slug)
+            if slug == self.config.shared_tenant:
+                self._shared_id = found
+
+    async def _find_shared(self, slug: str | None) -> int | None:
+        """The id of the tenant of this slug, None where there is none."""
+        answer = Answer[Route | None](None) if slug is None else await self.lookups.by_name(slug)
+        return None if answer.value is None else answer.value.tenant_id
 
     def _effective(self, route: Route) -> Route:
         shared = None if self._shared_id is None else self.cache.route(self._shared_id)

@@ -25,7 +25,7 @@ class SecretsCheck:
 
     def __init__(self, inspect: InspectSecrets, *, timeout: float) -> None:
         self._inspect = inspect
-        self._timeout = timeout
+        self.timeout = timeout
         self.known = False
         self.problem = ""
         self.unfit = ""
@@ -33,7 +33,7 @@ class SecretsCheck:
     async def look(self) -> None:
         """Find it out, and log what has changed; a registry that cannot be asked changes nothing."""
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 problem = await self._inspect()
         except (RegistryUnavailable, TimeoutError):
             return

@@ -95,6 +95,11 @@ class ServerLogins:
         self._floor = 0
         self._floors: OrderedDict[tuple[ChangeKind, int | None], int] = OrderedDict()
 
+    def resize(self, limits: ServerLoginLimits) -> None:
+        """Remember other numbers of answers, for other times, from now on."""
+        self._limits = limits
+        self._shelf.resize(limits.known, limits.unknown)
+
     async def login(self, route: Route, user: str, look: Look = Look.REMEMBERED) -> Login | None:
         """Find the role of this name that may log in to the tenant's server; raises CannotAsk.
 

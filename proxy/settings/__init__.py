@@ -8,8 +8,20 @@ To add a setting: one line in its section, made by `live` or `fixed`; then write
 (`python -m harness.references` in `tests/`).
 """
 
+from proxy.settings.changes import Change, Reloaded, ReloadFailed, change_settings
 from proxy.settings.fields import Setting, SettingsError, needs_restart
 from proxy.settings.loading import admin_token, load_settings
 from proxy.settings.model import Settings
 
-__all__ = ["Setting", "Settings", "SettingsError", "admin_token", "load_settings", "needs_restart"]
+__all__ = [
+    "Change",
+    "ReloadFailed",
+    "Reloaded",
+    "Setting",
+    "Settings",
+    "SettingsError",
+    "admin_token",
+    "change_settings",
+    "load_settings",
+    "needs_restart",
+]

@@ -54,4 +54,9 @@ class RegistrySettings(Section):
         default=SecretStr("sqlite:///pgtenant.db"),
         description="sqlite:///FILE, or postgresql://user@host/database for all nodes to share.",
     )
-    poll_interval: Seconds = live(default=0.5, gt=0, le=60, description="Seconds between two looks for changes.")
+    encryption_keys_file: File | None = live(
+        default=None,
+        description="File with the keys that seal the registry's secrets, in the form of PGTENANT_ENCRYPTION_KEYS or a "
+        "line each, first those that seal; others than its owner may not read it. The variable's keys count as well.",
+    )
+    poll_interval: Seconds = fixed(default=0.5, gt=0, le=60, description="Seconds between two looks for changes.")

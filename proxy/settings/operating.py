@@ -66,6 +66,13 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = live(
         default="info", description="The least level that is logged."
     )
+    lines_per_second: int = live(
+        default=100,
+        ge=0,
+        le=1_000_000,
+        description="Lines a second that are written of each event that clients can cause, such as client connected; "
+        "the others are counted. 0: all are written, as an audit of connections needs.",
+    )
 
 
 class ShutdownSettings(Section):

@@ -8,12 +8,14 @@ from typing import Final
 
 from pydantic import BaseModel, SecretStr
 
-from proxy.settings import Settings
+from proxy.settings.fields import needs_restart
+from proxy.settings.model import Settings
 
 HEADING: Final = """\
 # Every setting of a pgtenant node, with its default.  A line that begins with "#" and has no default of its own is an
 # example of what may stand there.  PGTENANT_<SECTION>__<NAME> in the environment overrides this file.
-# Times are seconds.
+# Times are seconds.  A running node takes changes at a reload (SIGHUP, POST /reload, RELOAD); it says which ones need a
+# restart, as the explanations here do.
 """
 EXAMPLES: Final = {
     "listen.tls_cert": "/etc/pgtenant/tls.crt",
@@ -22,6 +24,7 @@ EXAMPLES: Final = {
     "listen.tls_client_crl": "/etc/pgtenant/client-ca.crl",
     "http.admin_token": "a long random word",
     "http.admin_token_file": "/etc/pgtenant/admin-token",
+    "registry.encryption_keys_file": "/etc/pgtenant/encryption-keys",
     "routing.shared_tenant": "shared",
     "routing.snapshot": "/var/lib/pgtenant/snapshot",
 }
@@ -38,7 +41,8 @@ def settings_reference() -> str:
         lines = [f"# {(model.__doc__ or '').strip()}", f"[{section}]"]
         for name, setting in model.model_fields.items():
             value = getattr(getattr(defaults, section), name)
-            lines.append(f"# {setting.description}")
+            restart = " Needs a restart." if needs_restart(setting) else ""
+            lines.append(f"# {setting.description}{restart}")
             if value is None:
                 lines.append(f"# {name} = {_toml(EXAMPLES[f'{section}.{name}'])}")
             else:

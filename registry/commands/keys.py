@@ -52,9 +52,10 @@ def generate_key(
 
 
 def rotate(registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
-    """Seal all secrets with the first key of PGTENANT_ENCRYPTION_KEYS.
+    """Seal all secrets with the first key, of registry.encryption_keys_file or else of PGTENANT_ENCRYPTION_KEYS.
 
-    Put a new key in front of the old one, restart the nodes with both, run this, then leave the old one out.
+    Put a new key in front of the old one, in the file of each node, and reload the nodes (SIGHUP); run this with the
+    same file (--config); take the old key out and reload once more.  Keys in the environment need restarts instead.
     """
     done, total = ask(registry, config, lambda opened: opened.service.rotate_keys(), writing=True)
     if as_json:

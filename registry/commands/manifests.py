@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from registry.commands.options import ConfigOption, JsonOption, RegistryOption, read_secret, registry_url
+from registry.commands.options import ConfigOption, JsonOption, RegistryOption, read_secret, registry_keys, registry_url
 from registry.commands.output import USAGE, ask, explained, fail, note, print_json, results, warn
 from registry.location import parse_location
 from registry.manifest import (
@@ -36,7 +36,7 @@ from registry.manifest import (
 from registry.manifest.apply import Progress, Stage
 from registry.manifest.differences import Action
 from registry.opening import Registry, open_registry
-from registry.secrets import KeyRing, Vault
+from registry.secrets import Vault
 
 TOKEN_VARIABLE: Final = "PGTENANT_ADMIN_TOKEN"
 RELOAD_TIMEOUT: Final = 15.0
@@ -82,7 +82,7 @@ def apply(
 
     if dry_run and _is_missing(registry, config):
         with explained(), _progress() as progress:
-            vault = Vault(KeyRing.from_environment())
+            vault = Vault(registry_keys(config))
             applied = asyncio.run(rehearse_on_nothing(manifest, vault, progress=progress))
     else:
         applied = ask(registry, config, work, writing=not dry_run)
@@ -180,20 +180,25 @@ def reload(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Have a node read the registry again, now."""
+    """Have a node read its settings, keys and certificates and the registry again, now.
+
+    It says which settings have changed, and which of them need a restart.
+    """
     with explained():
         token = read_secret("admin token", file=token_file, variable=TOKEN_VARIABLE if token_file is None else None)
     answer = _post(f"{http.rstrip('/')}/reload", "" if token is None else token.reveal())
     if as_json:
         print_json(answer)
     else:
-        details = ", ".join(f"{name} {value}" for name, value in answer.items())
-        note(f"the node has read the registry again{f' ({details})' if details else ''}")
+        note("the node has read its settings and the registry again")
+        for name, value in answer.items():
+            if value:
+                note(f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
 def _upgrade(registry: str | None, config: Path | None) -> tuple[str | None, str]:
     async def run() -> tuple[str | None, str]:
-        async with open_registry(registry_url(registry, config), KeyRing.from_environment()) as opened:
+        async with open_registry(registry_url(registry, config), registry_keys(config)) as opened:
             return await opened.upgrade()
 
     with explained():
@@ -223,7 +228,7 @@ def _hint_for(status: int) -> str:
     """Say what to look at when a node answers a reload with this HTTP status."""
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return f"the admin token is taken from --token-file or {TOKEN_VARIABLE}; it must be the node's http.admin_token"
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE}:
         return "what was in force stays in force; mend what the node says above and reload again"
     return "check --http; the node's log says more"
 

@@ -17,10 +17,13 @@ from registry.contract import Limits, Secret
 from registry.domain.limits import COUNTS, LIMIT_NAMES
 from registry.domain.models import KEEP, Keep
 from registry.errors import Invalid, RegistryError
+from registry.keyfile import find_keys
+from registry.secrets import KeyRing
 
 DEFAULT_URL: Final = "sqlite:///pgtenant.db"
 URL_VARIABLE: Final = "PGTENANT_REGISTRY"
 SETTING_VARIABLE: Final = "PGTENANT_REGISTRY__URL"
+KEYS_FILE_VARIABLE: Final = "PGTENANT_REGISTRY__ENCRYPTION_KEYS_FILE"
 STDIN: Final = "-"
 MAX_PASSWORD_FILE: Final = 65_536
 
@@ -75,10 +78,20 @@ def registry_url(registry: str | None, config: Path | None, environment: Mapping
 
     Raises RegistryError for a settings file that cannot be read.
     """
-    return registry or environment.get(SETTING_VARIABLE) or _configured(config) or DEFAULT_URL
+    return registry or environment.get(SETTING_VARIABLE) or _configured(config, "url") or DEFAULT_URL
 
 
-def _configured(config: Path | None) -> str | None:
+def registry_keys(config: Path | None, environment: Mapping[str, str] = os.environ) -> KeyRing | None:
+    """The registry's keys, in the file that the environment or the settings file names, and in the environment.
+
+    Raises RegistryError for a file that cannot be used.
+    """
+    file = environment.get(KEYS_FILE_VARIABLE) or _configured(config, "encryption_keys_file")
+    return find_keys(Path(file) if file else None, environment)
+
+
+def _configured(config: Path | None, setting: str) -> str | None:
+    """A setting of the section [registry], None where it is not there."""
     if config is None:
         return None
     try:
@@ -87,8 +100,8 @@ def _configured(config: Path | None) -> str | None:
         raise RegistryError(f"settings file {config} cannot be read: {error.strerror}", "check --config") from None
     except (ValueError, RecursionError) as error:
         raise RegistryError(f"settings file {config} is not TOML: {error}", "check --config") from None
-    url = section.get("url") if isinstance(section, dict) else None
-    return url if isinstance(url, str) else None
+    value = section.get(setting) if isinstance(section, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def read_secret(

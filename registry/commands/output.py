@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from registry.commands.options import registry_url
+from registry.commands.options import registry_keys, registry_url
 from registry.contract import Address, Limits, RegistryUnavailable
 from registry.domain.names import format_address
 from registry.errors import Invalid, RegistryError
 from registry.location import SQLITE
 from registry.manifest.differences import shown
 from registry.opening import Absent, Registry, open_registry
-from registry.secrets import KeyRing
 
 T = TypeVar("T")
 
@@ -47,9 +46,8 @@ def ask(
     """
 
     async def run() -> T:
-        url, keyring = registry_url(registry, config), KeyRing.from_environment()
         absent = Absent.MAKE if writing else Absent.REFUSE
-        async with open_registry(url, keyring, absent=absent) as opened:
+        async with open_registry(registry_url(registry, config), registry_keys(config), absent=absent) as opened:
             if opened.location.kind != SQLITE:
                 await opened.check_schema()
             if writing:

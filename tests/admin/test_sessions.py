@@ -20,7 +20,7 @@ from proxy.admin.session import Session, Surroundings
 from proxy.net.client_link import ClientLink
 from proxy.net.front_door import ClientInfo
 from proxy.net.handshake_io import HandshakeSocket
-from proxy.settings import Settings
+from proxy.settings import Reloaded, Settings
 from proxy.version import BuildInfo
 from proxy.wire.framing import FrameReader
 
@@ -58,14 +58,14 @@ class Sessions:
     def __init__(self, clients: dict[int, ClientLink]) -> None:
         clock = Clock()
         node = NodeView(
-            Settings(),
+            Settings,
             BuildInfo("1.2.3", "interpreted", source_matches=True, python="CPython 3"),
             clients,
             cast("Any", None),
             cast("Any", None),
             cast("Any", None),
             readiness=list,
-            reload=lambda: asyncio.sleep(0, 1),
+            reload=lambda user: asyncio.sleep(0, Reloaded(1)),
             clock=clock,
             wall=clock,
             started=0.0,
@@ -75,7 +75,7 @@ class Sessions:
         self.stack = ExitStack()
         self.tasks: list[asyncio.Task[Any]] = []
 
-    async def order(self, user: str, do: Do) -> None:
+    async def order(self, user: str, do: Do) -> bytes:
         raise AssertionError(f"{user} ordered {do}")
 
     def open(self) -> socket.socket:

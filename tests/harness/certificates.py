@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 
 @dataclass(slots=True)
@@ -57,3 +61,18 @@ class Certificates:
     def verify_full(self) -> dict[str, Any]:
         """The parameters with which libpq checks everything."""
         return {"sslmode": "verify-full", "sslrootcert": str(self.ca)}
+
+
+def revoke(authority: trustme.CA, path: Path, *certificates: x509.Certificate, lasts: float = 3600.0) -> Path:
+    """Write the authority's revocation list with these certificates; it is good for `lasts` seconds from now on."""
+    now = datetime.now(UTC)
+    key = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes()).subject
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer).last_update(now - timedelta(hours=1))
+    builder = builder.next_update(now + timedelta(seconds=lasts))
+    for one in certificates:
+        entry = x509.RevokedCertificateBuilder().serial_number(one.serial_number).revocation_date(now)
+        builder = builder.add_revoked_certificate(entry.build())
+    path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return path

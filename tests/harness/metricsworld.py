@@ -66,6 +66,7 @@ class MetricsWorld:
             routing=lambda: STATUS,
             build=BuildInfo("1.2.3", "interpreted", source_matches=True, python="CPython 3"),
             snapshot_failures=lambda: 0,
+            lines_left_out=lambda: {"client connected": 3},
             max_tenants=max_tenants,
         )
 

@@ -6,15 +6,13 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from harness.certificates import revoke
 from harness.handshakes import Certificate, connected
 
 from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode, PeerCertificate, Shown
@@ -203,21 +201,6 @@ def test_an_authority_for_clients_that_is_none_is_refused(certificate: Certifica
 
 
 # Revocation.
-
-
-def revoke(authority: trustme.CA, path: Path, *certificates: x509.Certificate, lasts: float = 3600.0) -> Path:
-    """Write the authority's revocation list with these certificates; it is good for `lasts` seconds from now on."""
-    now = datetime.now(UTC)
-    key = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes()).subject
-    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer).last_update(now - timedelta(hours=1))
-    builder = builder.next_update(now + timedelta(seconds=lasts))
-    for one in certificates:
-        entry = x509.RevokedCertificateBuilder().serial_number(one.serial_number).revocation_date(now)
-        builder = builder.add_revoked_certificate(entry.build())
-    path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    return path
 
 
 @pytest.fixture

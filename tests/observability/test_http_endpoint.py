@@ -15,7 +15,8 @@ from harness.waiting import eventually
 from structlog.testing import capture_logs
 
 from proxy.net.acceptor import PAUSE_WHEN_EXHAUSTED
-from proxy.observability.http import MAX_CONNECTIONS, MAX_TURNED_AWAY, Check, HttpEndpoint, ReloadFailed, Routes
+from proxy.observability.http import MAX_CONNECTIONS, MAX_TURNED_AWAY, Check, HttpEndpoint, Routes
+from proxy.settings import ReloadFailed
 
 Ask = Callable[..., Awaitable[tuple[int, dict[str, str], bytes]]]
 
@@ -26,6 +27,7 @@ class Site:
     def __init__(self) -> None:
         self.checks: Sequence[Check] = (Check("registry", ok=True),)
         self.broken = False
+        self.mistaken = False
         self.reloads = 0
         self.fails_at: int | None = None
         self.endless = False
@@ -34,7 +36,7 @@ class Site:
             metrics_type="text/plain",
             ready=lambda: self.checks,
             reload=self.reload,
-            admin_token="right",
+            admin_token=lambda: "right",
         )
         self.endpoint = HttpEndpoint("127.0.0.1", 0, routes, request_timeout=1.0, answer_timeout=1.0)
 
@@ -50,7 +52,7 @@ class Site:
 
     async def reload(self) -> dict[str, object]:
         if self.broken:
-            raise ReloadFailed("the registry is away")
+            raise ReloadFailed("the registry is away", "wait for it", is_mistake=self.mistaken)
         self.reloads += 1
         return {"registry_version": 4}
 
@@ -127,7 +129,9 @@ async def test_the_right_token_reloads_and_a_failure_says_why(site: Site) -> Non
     site.broken = True
     status, _, body = await site.ask(head)
     assert status == 503
-    assert "away" in json.loads(body)["error"]
+    assert json.loads(body) == {"error": "the registry is away", "hint": "wait for it"}
+    site.mistaken = True
+    assert (await site.ask(head))[0] == 422, "trying again will not do"
 
 
 async def test_a_failure_before_the_answer_is_500(site: Site) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
+from fnmatch import fnmatchcase
 
 import pytest
 import structlog
+from harness.references import ROOT
 
-from proxy.observability.logs import EVENTS_PER_SECOND, LIMITED_EVENTS, Limiter, configure_logs, mask
+from proxy.observability.logs import LIMITED_EVENTS, EventDict, Limiter, configure_logs, mask
+
+MOST = 100
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +32,7 @@ def _restored() -> Iterator[None]:
 
 def test_json_is_a_line_per_event() -> None:
     out = io.StringIO()
-    configure_logs(style="json", level="info", stream=out)
+    configure_logs(style="json", level="info", limiter=Limiter(MOST), stream=out)
     structlog.get_logger("x").info("client connected", tenant="acme")
     logging.getLogger("library").warning("careful: %s", "now")
     first, second = (json.loads(line) for line in out.getvalue().splitlines())
@@ -37,7 +42,7 @@ def test_json_is_a_line_per_event() -> None:
 
 def test_levels_below_the_set_one_are_silent() -> None:
     out = io.StringIO()
-    configure_logs(style="console", level="warning", stream=out)
+    configure_logs(style="console", level="warning", limiter=Limiter(MOST), stream=out)
     structlog.get_logger("x").info("quiet")
     structlog.get_logger("x").warning("loud")
     assert "loud" in out.getvalue()
@@ -46,7 +51,7 @@ def test_levels_below_the_set_one_are_silent() -> None:
 
 def test_fields_that_sound_like_secrets_are_blanked() -> None:
     out = io.StringIO()
-    configure_logs(style="json", level="info", stream=out)
+    configure_logs(style="json", level="info", limiter=Limiter(MOST), stream=out)
     structlog.get_logger("x").info("careless", password="pw1", admin_token="pw2", cancel_key="pw3", tenant="acme")
     assert "pw" not in out.getvalue().replace("password", "")
     assert "acme" in out.getvalue()
@@ -55,7 +60,7 @@ def test_fields_that_sound_like_secrets_are_blanked() -> None:
 @pytest.mark.parametrize("style", ["console", "json"])
 def test_a_traceback_shows_neither_local_variables_nor_secrets_in_its_text(style: str) -> None:
     out = io.StringIO()
-    configure_logs(style=style, level="info", stream=out)
+    configure_logs(style=style, level="info", limiter=Limiter(MOST), stream=out)
     found = "hunter" + "2"
     try:
         raise ValueError("cannot open postgresql://app:pa:ss@wo" + "rd@db.example.com/x")
@@ -82,45 +87,112 @@ def test_what_looks_like_a_secret_is_masked_and_nothing_else(text: str, written:
 
 def test_a_name_chosen_by_a_client_cannot_forge_a_line() -> None:
     out = io.StringIO()
-    configure_logs(style="console", level="info", stream=out)
+    configure_logs(style="console", level="info", limiter=Limiter(MOST), stream=out)
     structlog.get_logger("x").info("client refused", user="a\n2026 [info] forged \x1b[2J")
     assert len(out.getvalue().splitlines()) == 1
     assert "\x1b" not in out.getvalue()
 
 
-def test_a_storm_of_refusals_is_cut_and_counted() -> None:
-    now = [0.0]
-    limiter = Limiter(clock=lambda: now[0])
-    passed = 0
-    for _ in range(EVENTS_PER_SECOND + 50):
-        try:
-            limiter(None, "info", {"event": "client refused"})
-            passed += 1
-        except structlog.DropEvent:
-            pass
-    assert passed == EVENTS_PER_SECOND
-    now[0] = 1.5
-    assert limiter(None, "info", {"event": "client refused"})["suppressed"] == 50
-    assert "suppressed" not in limiter(None, "info", {"event": "client refused"})
+class Storm:
+    """A limiter, on a clock of its own; `log` says what comes through."""
+
+    def __init__(self, most: int) -> None:
+        self.now = 0.0
+        self.limiter = Limiter(most, clock=lambda: self.now)
+
+    def log(self, times: int, event: str = "client connected") -> list[EventDict]:
+        through = []
+        for _ in range(times):
+            with suppress(structlog.DropEvent):
+                through.append(self.limiter(None, "info", {"event": event}))
+        return through
+
+
+def test_a_storm_is_cut_and_the_next_line_tells_how_many_were_left_out() -> None:
+    storm = Storm(MOST)
+    assert len(storm.log(MOST + 50)) == MOST
+    storm.now = 1.5
+    assert storm.log(1) == [{"event": "client connected", "suppressed": 50}]
+    assert storm.log(1) == [{"event": "client connected"}]
+    assert storm.limiter.left_out == {"client connected": 50}
+
+
+def test_what_was_left_out_is_told_although_no_line_of_its_kind_comes_any_more() -> None:
+    storm, out = Storm(2), io.StringIO()
+    configure_logs(style="json", level="info", limiter=storm.limiter, stream=out)
+    storm.log(5)
+    storm.limiter.tell()
+    assert not out.getvalue(), "more may come in this second"
+    storm.now = 1.0
+    storm.limiter.tell()
+    storm.limiter.tell()
+    [told] = map(json.loads, out.getvalue().splitlines())
+    assert (told["event"], told["of"], told["lines"]) == ("log lines left out", "client connected", 3)
+    assert storm.log(1) == [{"event": "client connected"}], "it is told once"
+
+
+def test_without_a_bound_an_audit_has_every_line_and_the_bound_may_change_at_any_time() -> None:
+    storm = Storm(0)
+    assert len(storm.log(10 * MOST)) == 10 * MOST
+    storm.limiter.most = 5
+    assert storm.log(10) == []
+    storm.now = 1.0
+    assert len(storm.log(10)) == 5
 
 
 def test_other_events_are_never_cut() -> None:
-    limiter = Limiter(most=1, clock=lambda: 0.0)
-    for _ in range(5):
-        assert limiter(None, "error", {"event": "internal error contained"})
+    assert len(Storm(1).log(5, "internal error contained")) == 5
+
+
+def logged_events() -> dict[str, set[str]]:
+    """The events of the source by their whole names, with the levels at which they are logged; "" is one or another.
+
+    What is put into a name stands as `*`.
+    """
+    found: dict[str, set[str]] = {}
+    calls = [
+        node
+        for room in ("proxy", "registry")
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and node.args
+    ]
+    for call in calls:
+        match call.func:
+            case ast.Attribute(ast.Name("log"), level):
+                level = "error" if level == "exception" else level
+            case ast.Name("say" | "says"):
+                level = ""
+            case _:
+                continue
+        for name in names_in(call.args[0]):
+            found.setdefault(name, set()).add(level)
+    return found
+
+
+def names_in(expression: ast.expr) -> list[str]:
+    match expression:
+        case ast.Constant(str(name)):
+            return [name]
+        case ast.JoinedStr(parts):
+            return ["".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)]
+        case ast.IfExp(_, one, other):
+            return [*names_in(one), *names_in(other)]
+        case _:
+            return []
 
 
 def test_the_events_that_operators_read_about_are_those_that_are_logged() -> None:
-    root = Path(__file__).parents[2]
-    sources = "\n".join(path.read_text() for path in (root / "proxy").rglob("*.py"))
-    page = (root / "docs" / "operations.md").read_text().partition("## What the log says")[2]
-    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
-    assert rows
-    for row in rows:
-        events = re.findall("`([^`]+)`", row[1])
-        assert events, row
-        for event in events:
-            assert f'"{event}' in sources
-            assert (event in LIMITED_EVENTS) == (row[4].strip() == str(EVENTS_PER_SECOND)), event
-    for event in LIMITED_EVENTS:
-        assert sources.count(f'"{event}"') > 1, f"{event} is limited and never logged"
+    logged = logged_events()
+    page = (ROOT / "docs" / "operations.md").read_text().partition("## What the log says")[2]
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| `")]
+    documented: set[str] = set()
+    for _, names, levels, _, bounded, _ in rows:
+        for event in re.findall("`([^`]+)`", names):
+            documented.add(event)
+            found = [at for name, at in logged.items() if fnmatchcase(event, name)]
+            assert found, f"{event} is the name of no event"
+            assert all(not level or level in levels for at in found for level in at), f"{event} has another level"
+            assert (event in LIMITED_EVENTS) == (bounded == "yes"), event
+    assert documented >= LIMITED_EVENTS, "an audit has to know what may be left out"
+    assert logged.keys() >= LIMITED_EVENTS

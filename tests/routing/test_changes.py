@@ -17,7 +17,7 @@ from proxy.routing.follower import Backoff
 from proxy.routing.names import Selectors
 from proxy.routing.resolver import Resolver, ResolverConfig
 from proxy.routing.watches import RouteUpdate
-from registry.contract import ChangeKind, RegistryUnavailable, Route, RouteChange, TenantState
+from registry.contract import ChangeKind, Credentials, RegistryUnavailable, Route, RouteChange, Secret, TenantState
 
 ACME = Selectors("app", "acme")
 
@@ -424,6 +424,20 @@ async def test_reload_returns_when_all_changes_are_in_force(registry: FakeRegist
         registry.put(replace(registry.routes[1], generation=2))
         assert await resolver.reload() == registry.now
         assert len(updates) == 1
+
+
+async def test_what_a_node_can_open_only_now_is_asked_for_again_although_the_version_is_the_same(
+    registry: FakeRegistry, resolver: Resolver
+) -> None:
+    updates: list[RouteUpdate] = []
+    resolver.subscribe(updates.append)
+    async with following(resolver):
+        resolver.watch(await route_of(resolver))
+        opened = Credentials("acme_role", Secret("opened"))
+        registry.routes[1] = replace(registry.routes[1], role=opened)
+        await resolver.ask_anew()
+        assert [update.new and update.new.role for update in updates] == [opened]
+        assert resolver.status().live
 
 
 async def test_reload_without_the_registry_changes_nothing_and_says_why(
