@@ -195,6 +195,7 @@ class Node:
             routing=self.resolver.status,
             build=build,
             snapshot_failures=lambda: 0 if self.keeper is None else self.keeper.failures,
+            max_tenants=settings.http.metrics_tenants,
             lines_left_out=lambda: self.limiter.left_out,
         )
         self._build = build
@@ -292,6 +293,7 @@ class Node:
         self.auth_queries.follow(ask_settings(settings))
         self.server_logins.resize(server_login_limits(settings))
         self.secrets.timeout = settings.routing.lookup_timeout
+        self.metrics.tenants.max_tenants = settings.http.metrics_tenants
         self.ledger.max_backends = self.shares.backends
         self.ledger.max_connecting = settings.pool.max_connecting
         self.hub.driver.foreign_wait = settings.pool.cross_tenant_wait

@@ -27,8 +27,6 @@ from proxy.pool.tenancy import Tenancy
 from proxy.routing.resolver import RoutingStatus
 from proxy.version import BuildInfo
 
-MAX_TENANTS: Final = 200
-"""Tenants with series of their own."""
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SAMPLES_PER_SLICE: Final = 150
 """Samples rendered before the loop gets its turn; about a millisecond."""
@@ -66,7 +64,7 @@ class NodeMetrics:
         build: BuildInfo,
         snapshot_failures: Callable[[], int],
         lines_left_out: Callable[[], Mapping[str, int]],
-        max_tenants: int = MAX_TENANTS,
+        max_tenants: int,
     ) -> None:
         self._door = door
         self._hub = hub
@@ -75,7 +73,7 @@ class NodeMetrics:
         self._build = build
         self._snapshot_failures = snapshot_failures
         self._lines_left_out = lines_left_out
-        self._tenants = TenantSums(ledger, tenancy, lambda: hub.selector.now, max_tenants=max_tenants)
+        self.tenants = TenantSums(ledger, tenancy, lambda: hub.selector.now, max_tenants=max_tenants)
         self._servers = ServerSums(ledger, lambda: hub.selector.now)
         self._gathering = asyncio.Lock()
         self._process = CollectorRegistry(auto_describe=False)
@@ -84,7 +82,7 @@ class NodeMetrics:
     async def render(self) -> AsyncIterator[bytes]:
         """Yield the text in pieces, and give the loop its turn between them."""
         async with self._gathering:
-            sums = await _in_turns(self._tenants.gather())
+            sums = await _in_turns(self.tenants.gather())
         for parts in self._families(sums):
             heading = True
             for part in parts:
@@ -95,7 +93,7 @@ class NodeMetrics:
 
     def families(self) -> Iterator[Metric]:
         """Everything there is, a family at a time and each in one piece; holds up the loop."""
-        for parts in self._families(_at_once(self._tenants.gather())):
+        for parts in self._families(_at_once(self.tenants.gather())):
             family, *rest = parts
             for part in rest:
                 family.samples.extend(part.samples)

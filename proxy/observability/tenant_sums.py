@@ -1,8 +1,13 @@
 """Which tenants have series of their own, and what each series counts.
 
-The number of series is bounded: `max_tenants` tenants have a place, all others share `tenant="_other"`.  Whatever a
-tenant does is counted by the one series that it has at that moment and is never moved to another: so no counter
-decreases or jumps when a place changes hands, and rates summed up over all series are exact.
+The number of series is bounded: the `max_tenants` busiest tenants have a place, all others share `tenant="_other"`.
+Whatever a tenant does is counted by the one series that it has at that moment and is never moved to another: so no
+counter decreases or jumps when a place changes hands, and rates summed up over all series are exact.
+
+How busy a tenant is says its load: the milliseconds for which it had backends, and one for each transaction, of which
+half is forgotten every `HALF_LIFE`.  Places that are free go to whoever comes first.  One that is taken changes hands
+when a tenant without has `ADVANTAGE` times the load of the least busy one with, and that has had it for `HOLD_TIME`: so
+series do not come and go all the time.
 """
 
 from __future__ import annotations
@@ -24,8 +29,12 @@ PLACES_PER_SLICE: Final = 5
 """Places that change hands before the loop gets its turn; about a millisecond."""
 MAX_OTHER_ERRORS: Final = 64
 """Different SQLSTATEs shown of all other tenants together; a tenant can make up any."""
-QUIET_AFTER: Final = 300.0
-"""Seconds without a transaction after which a tenant's place goes to one that is active."""
+HALF_LIFE: Final = 300.0
+"""Seconds after which what a tenant has done counts half."""
+HOLD_TIME: Final = 300.0
+"""Seconds for which a place stays with whoever got it."""
+ADVANTAGE: Final = 2.0
+"""How many times as busy as its holder a tenant has to be that takes over a place."""
 
 ACTIVE_STATE: Final = STATE_NAMES.index("active")
 
@@ -100,12 +109,11 @@ def totals_of(counters: Counters) -> Totals:
 
 @dataclass(slots=True)
 class _Place:
-    """A series of its own: its name, what of the tenant's counters belongs to `_other`, and when it was last active."""
+    """A series of its own: its name, what of the tenant's counters belongs to `_other`, and since when it is there."""
 
     name: str
     elsewhere: Totals | None
-    transactions: int
-    active_at: float
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +124,30 @@ class _Former:
     counted: Totals
 
 
+@dataclass(slots=True)
+class _Load:
+    """How busy a tenant has been lately, and all its work when it was last looked at; both are milliseconds."""
+
+    recent: float
+    work: float
+
+
 class TenantSums:
-    """Sums up the tenants of a node by the series that show them; `clock` is monotonic, in seconds."""
+    """Sums up the tenants of a node by the series that show them; `clock` is monotonic, in seconds.
+
+    `max_tenants` may be changed at any time.
+    """
 
     def __init__(self, ledger: NodeLedger, tenancy: Tenancy, clock: Callable[[], float], *, max_tenants: int) -> None:
         self._ledger = ledger
         self._tenancy = tenancy
         self._clock = clock
-        self._max_tenants = max_tenants
+        self.max_tenants = max_tenants
         self._places: dict[int, _Place] = {}
         self._former: dict[int, _Former] = {}
         self._names: set[str] = {OTHER}
-        self._seen: dict[int, int] = {}
+        self._loads: dict[int, _Load] = {}
+        self._looked_at = clock()
         # What keeps `_other` level when tenants leave it and come back.
         self._level = Totals()
         self._other_errors: set[str] = set()
@@ -139,25 +159,22 @@ class TenantSums:
         """
         sums: dict[str, TenantSum] = {}
         # A heap of those that may get a place, the least busy first.
-        busy: list[tuple[int, int]] = []
+        busy: list[tuple[float, int]] = []
+        now = self._clock()
+        kept = 0.5 ** ((now - self._looked_at) / HALF_LIFE)
+        self._looked_at = now
         for number, tenant_id in enumerate(list(self._tenancy.counters), 1):
             counters = self._tenancy.counters[tenant_id]
-            place = self._places.get(tenant_id) or self._free_place(tenant_id)
+            place = self._places.get(tenant_id) or self._free_place(tenant_id, now)
+            load = self._load_of(tenant_id, counters, kept)
             one = sums.setdefault(OTHER if place is None else place.name, TenantSum())
             one.add(totals_of(counters))
             if place is None:
-                done = counters.transactions - self._seen.get(tenant_id, 0)
-                self._seen[tenant_id] = counters.transactions
-                if done > 0:
-                    heapq.heappush(busy, (done, tenant_id))
-                    if len(busy) > self._max_tenants:
-                        heapq.heappop(busy)
-            else:
-                if place.elsewhere is not None:
-                    one.add(place.elsewhere, -1)
-                if counters.transactions > place.transactions:
-                    place.transactions = counters.transactions
-                    place.active_at = self._clock()
+                heapq.heappush(busy, (load, tenant_id))
+                if len(busy) > self.max_tenants:
+                    heapq.heappop(busy)
+            elif place.elsewhere is not None:
+                one.add(place.elsewhere, -1)
             tenant = self._ledger.tenants.get(tenant_id)
             if tenant is not None:
                 one.add_tenant(tenant)
@@ -167,7 +184,7 @@ class TenantSums:
         if other is not None:
             other.add(self._level)
             other.errors = self._bounded(other.errors)
-        yield from self._change_places(busy)
+        yield from self._change_places(sorted(busy, reverse=True), now)
         return sums
 
     def _bounded(self, errors: dict[str, int]) -> dict[str, int]:
@@ -180,11 +197,21 @@ class TenantSums:
             bounded[label] = bounded.get(label, 0) + count
         return bounded
 
-    def _free_place(self, tenant_id: int) -> _Place | None:
+    def _load_of(self, tenant_id: int, counters: Counters, kept: float) -> float:
+        work = float(counters.transactions) + float(counters.transaction_times.total_microseconds) / 1000.0
+        load = self._loads.get(tenant_id)
+        if load is None:
+            self._loads[tenant_id] = _Load(work, work)
+            return work
+        load.recent = load.recent * kept + work - load.work
+        load.work = work
+        return load.recent
+
+    def _free_place(self, tenant_id: int, now: float) -> _Place | None:
         """Give a tenant that no series has counted yet a place of its own, if one is free."""
-        if len(self._places) >= self._max_tenants or tenant_id in self._seen:
+        if len(self._places) >= self.max_tenants or tenant_id in self._loads:
             return None
-        place = _Place(self._new_name(tenant_id), None, 0, self._clock())
+        place = _Place(self._new_name(tenant_id), None, now)
         self._places[tenant_id] = place
         return place
 
@@ -195,17 +222,24 @@ class TenantSums:
         self._names.add(name)
         return name
 
-    def _change_places(self, busy: list[tuple[int, int]]) -> Generator[None, None, None]:
-        """Give the places of quiet tenants to the busiest of those that have none; it shows at the next time."""
-        if not busy:
-            return
-        now = self._clock()
-        quiet = [tenant_id for tenant_id, place in self._places.items() if now - place.active_at >= QUIET_AFTER]
-        busiest = sorted(busy, reverse=True)
-        for number, ((_, comes), goes) in enumerate(zip(busiest, quiet, strict=False), 1):
+    def _change_places(self, busiest: list[tuple[float, int]], now: float) -> Generator[None, None, None]:
+        """Give the places of the least busy to the busiest of those that have none; it shows at the next time."""
+        held = sorted((self._loads[tenant_id].recent, tenant_id) for tenant_id in self._places)
+        surplus = max(0, len(held) - self.max_tenants)
+        for _, goes in held[:surplus]:
             self._leave(goes)
+        free = self.max_tenants - len(self._places)
+        givers = [(load, goes) for load, goes in held[surplus:] if now - self._places[goes].since >= HOLD_TIME]
+        for number, (load, comes) in enumerate(busiest):
+            if number >= free:
+                if number - free >= len(givers):
+                    break
+                least, goes = givers[number - free]
+                if load < 1 or load < least * ADVANTAGE:
+                    break
+                self._leave(goes)
             self._enter(comes, now)
-            if number % PLACES_PER_SLICE == 0:
+            if number % PLACES_PER_SLICE == PLACES_PER_SLICE - 1:
                 yield
 
     def _leave(self, tenant_id: int) -> None:
@@ -217,7 +251,6 @@ class TenantSums:
         if place.elsewhere is not None:
             counted.add(place.elsewhere, -1)
         self._former[tenant_id] = _Former(place.name, counted)
-        self._seen[tenant_id] = counters.transactions
 
     def _enter(self, tenant_id: int, now: float) -> None:
         counters = self._tenancy.counters[tenant_id]
@@ -228,5 +261,4 @@ class TenantSums:
         if former is not None:
             elsewhere.add(former.counted, -1)
         name = self._new_name(tenant_id) if former is None else former.name
-        self._places[tenant_id] = _Place(name, elsewhere, counters.transactions, now)
-        del self._seen[tenant_id]
+        self._places[tenant_id] = _Place(name, elsewhere, now)

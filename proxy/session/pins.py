@@ -46,7 +46,7 @@ UNSETTLED: Final = 8388608
 ROLES_CHANGED: Final = 16777216
 """Mark: a role of the server has been made, changed or dropped, its password perhaps."""
 
-CONCERNS_NODE: Final = 16777216
+CONCERNS_NODE: Final = 33554432
 """Mark of a parsed statement: it concerns the node once it is bound (`proxy.session.node_statements`)."""
 
 CHANGES: Final = PIN_SET | TO_RESET | CALLED | REPORTED

@@ -21,6 +21,9 @@ class HttpSettings(Section):
         description="Bearer token that POST /reload asks for; without one it is refused. Prefer admin_token_file.",
     )
     admin_token_file: File | None = live(default=None, description="File whose first line is the admin token.")
+    metrics_tenants: Count = live(
+        default=200, description="Tenants with series of their own on /metrics, the busiest; all others share one."
+    )
 
 
 class ConsoleSettings(Section):

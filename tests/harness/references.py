@@ -32,10 +32,16 @@ METRICS_HEAD = """\
 `GET /metrics` on the HTTP endpoint (`[http]`) in Prometheus' text format; besides these there are the process metrics
 of prometheus-client (`process_cpu_seconds_total` and so on).
 
-The number of series is bounded: 200 tenants have series of their own, all others share `tenant="_other"`. A tenant
-that has had no transaction for five minutes gives its place to a busy one that has none. What a tenant does is counted
-by the series that it has at that moment and never moved to another: no counter decreases while a node runs, and rates
-summed up over all tenants are exact. A server that no tenant here uses any more keeps its counter and shows no slots.
+The number of series is bounded: the busiest tenants have series of their own, as many as the setting
+`http.metrics_tenants` says (200), and all others share `tenant="_other"`. How busy a tenant is, is the time for which
+it had backends, and a millisecond for each transaction; what it did five minutes ago counts half. Free places go to
+whoever comes first. After that a tenant takes the place of the least busy one that has one when it is twice as busy,
+and whoever has got a place keeps it for five minutes, so that series do not come and go all the time. Places change
+hands when `/metrics` is read, and it shows the next time.
+
+What a tenant does is counted by the series that it has at that moment and never moved to another: no counter decreases
+while a node runs, and rates summed up over all tenants are exact. Who gets a place begins there at 0, or goes on where
+it was if it had one before. A server that no tenant here uses any more keeps its counter and shows no slots.
 
 | metric | type | labels | meaning |
 |---|---|---|---|

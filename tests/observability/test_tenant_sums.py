@@ -1,4 +1,4 @@
-"""Places for series: bounded, handed on from quiet tenants to busy ones, and no counter ever goes back or jumps."""
+"""Places for series: bounded, those of the busiest tenants, and no counter ever goes back or jumps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections import defaultdict
 from harness.metricsworld import MetricsWorld
 
 from proxy.observability.tenant_sums import (
+    ADVANTAGE,
+    HALF_LIFE,
+    HOLD_TIME,
     MAX_OTHER_ERRORS,
     OTHER,
     PLACES_PER_SLICE,
-    QUIET_AFTER,
     TENANTS_PER_SLICE,
     TenantSum,
     TenantSums,
@@ -67,35 +69,87 @@ def test_a_busy_newcomer_takes_the_place_of_a_quiet_tenant() -> None:
     world.work(2, 10)
     world.work(3, 10)
     assert world.transactions() == {"t1": 10, "t2": 10, OTHER: 10}
-    world.now = QUIET_AFTER / 2
+    world.now = HOLD_TIME / 2
     world.work(2)
     world.look()
-    world.now = QUIET_AFTER + 1
-    world.work(3, 5)
-    assert world.transactions() == {"t1": 10, "t2": 11, OTHER: 15}
+    world.now = HOLD_TIME
+    world.work(3, 6)
+    assert world.transactions() == {"t1": 10, "t2": 11, OTHER: 16}
     world.work(3, 7)
-    assert world.transactions() == {"t2": 11, "t3": 7, OTHER: 15}
+    assert world.transactions() == {"t2": 11, "t3": 7, OTHER: 16}
 
 
-def test_busy_tenants_keep_their_places() -> None:
+def test_the_places_go_to_the_busiest_whoever_came_first() -> None:
+    world = Sums(places=3)
+    for _ in range(3):
+        for tenant in range(1, 8):
+            world.work(tenant, 3**tenant)
+        world.look()
+        world.now += HOLD_TIME
+    assert set(world.look()) == {"t5", "t6", "t7", OTHER}
+
+
+def test_a_place_is_not_taken_by_somebody_who_is_hardly_busier() -> None:
     world = Sums(places=1)
-    for _ in range(5):
-        world.work(1)
-        world.work(2, 100)
+    for _ in range(20):
+        world.work(1, 10)
+        world.work(2, int(10 * ADVANTAGE) - 1)
         assert set(world.look()) == {"t1", OTHER}
-        world.now += QUIET_AFTER / 2
+        world.now += HOLD_TIME
 
 
-def test_the_busiest_comes_first() -> None:
+def test_a_place_stays_for_a_while_with_whoever_got_it() -> None:
+    world = Sums(places=1)
+    world.work(1)
+    world.look()
+    world.work(2, 1000)
+    world.now = HOLD_TIME - 1.0
+    world.look()
+    assert set(world.look()) == {"t1", OTHER}
+    world.now = HOLD_TIME
+    world.look()
+    assert set(world.look()) == {"t2", OTHER}
+    world.work(1, 100_000)
+    world.now += HOLD_TIME - 1.0
+    world.look()
+    assert set(world.look()) == {"t2", OTHER}
+
+
+def test_what_was_done_long_ago_keeps_no_place() -> None:
+    world = Sums(places=1)
+    world.work(1, 1000)
+    world.work(2)
+    world.look()
+    world.now = 12 * HALF_LIFE
+    world.work(2, 10)
+    world.look()
+    assert set(world.look()) == {"t2", OTHER}
+
+
+def test_a_tenant_with_few_long_transactions_is_busy_too() -> None:
+    world = Sums(places=1)
+    world.work(1, 1000)
+    world.work(2)
+    world.look()
+    world.now = HOLD_TIME
+    world.work(2, 1)
+    for _ in range(3):
+        world.world.tenancy.counters[2].transaction_times.add(1.0)
+    world.look()
+    assert set(world.look()) == {"t2", OTHER}
+
+
+def test_more_places_are_filled_and_fewer_emptied_at_once() -> None:
     world = Sums(places=1)
     for tenant in (1, 2, 3):
-        world.work(tenant)
+        world.work(tenant, tenant)
     world.look()
-    world.now += QUIET_AFTER
-    world.work(2, 5)
-    world.work(3, 50)
+    world.sums.max_tenants = 3
     world.look()
-    assert set(world.look()) == {"t3", OTHER}
+    assert set(world.look()) == {"t1", "t2", "t3"}
+    world.sums.max_tenants = 1
+    world.look()
+    assert world.transactions() == {"t3": 0, OTHER: 5}
 
 
 def test_a_tenant_that_comes_back_goes_on_where_its_series_was() -> None:
@@ -103,16 +157,16 @@ def test_a_tenant_that_comes_back_goes_on_where_its_series_was() -> None:
     world.work(1, 10)
     world.work(2, 1)
     world.look()
-    world.now += QUIET_AFTER
-    world.work(2, 1)
+    world.now += HOLD_TIME
+    world.work(2, 15)
     world.look()
     world.work(1, 3)
-    assert world.transactions() == {"t2": 0, OTHER: 5}
-    world.now += QUIET_AFTER
-    world.work(1, 4)
+    assert world.transactions() == {"t2": 0, OTHER: 19}
+    world.now += HOLD_TIME
+    world.work(1, 40)
     world.look()
     world.work(1, 6)
-    assert world.transactions() == {"t1": 16, OTHER: 9}
+    assert world.transactions() == {"t1": 16, OTHER: 59}
 
 
 def test_no_counter_ever_decreases_and_the_increases_add_up_to_what_happened() -> None:
@@ -127,6 +181,7 @@ def test_no_counter_ever_decreases_and_the_increases_add_up_to_what_happened() -
             world.work(tenant, transactions)
             done += transactions
         world.now += chance.choice([1.0, 100.0])
+        world.sums.max_tenants = chance.choice([4, 5, 5, 5, 6])
         world.world.tenancy.forget_cold(1e6, 60.0)
         now = counters_of(world.look())
         assert all(count >= before.get(series, 0) for series, count in now.items())
@@ -189,7 +244,7 @@ def test_handing_on_places_pauses_after_every_few() -> None:
     for tenant in range(1, 201):
         world.work(tenant)
     world.look()
-    world.now += QUIET_AFTER
+    world.now += HOLD_TIME
     for tenant in range(101, 201):
         world.work(tenant)
     world.pauses = 0

@@ -186,6 +186,7 @@ IN_FORCE: dict[str, tuple[Any, Look, object]] = {
     "listen.trust": (True, policies("trust"), True),
     "http.admin_token": ("another", lambda running: running.node.admin_token, "another"),
     "http.admin_token_file": ("{other}/token", lambda running: running.node.admin_token, "from a file"),
+    "http.metrics_tenants": (7, lambda running: running.node.metrics.tenants.max_tenants, 7),
     "console.database": ("ops", lambda running: running.door.console.database, "ops"),
     "console.admins": ({"zoe": VERIFIER}, console_users, ["zoe"]),
     "console.stats": ({"zoe": VERIFIER}, console_users, ["ann", "zoe"]),
