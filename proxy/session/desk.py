@@ -26,6 +26,7 @@ from proxy.session.reply_queue import (
     OWE_CLOSE,
     OWE_DESCRIBE,
     OWE_PARSE,
+    OWE_PARSE_NAMED,
     OWE_QUERY,
 )
 from proxy.session.statement_names import (
@@ -112,9 +113,6 @@ class Desk:
         self.passing: bool = False
         self.owning: bool = False
         self.unnamed: bytes = b""
-        self.unnamed_before: bytes = b""
-        self.unnamed_changes: i64 = 0
-        self.unnamed_batch: i64 = -1
         self.unnamed_mark: i64 = ident << 32
 
     # What the scan asks, message by message.
@@ -155,58 +153,76 @@ class Desk:
         copy = back.shelf.copies[statement.ident]
         named = Named(statement, copy)
         book.add(name, named)
-        back.owe_noted(OWE_PARSE, Note(NOTE_PARSE, copy, book, name, named))
+        back.owe_noted(OWE_PARSE_NAMED, Note(NOTE_PARSE, copy, book, name, named))
         back.owe_own(OWE_DESCRIBE, Note(NOTE_DESCRIBE, copy, None, b"", named))
         self._take(data, pos, after, before + parse_message(statement.name, body) + describe_message(statement.name))
         return TAKEN
 
     def parse_unnamed(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
         """Take a Parse of the unnamed statement, and remember it for a backend that does not have it."""
+        before = self.unnamed
         if self._passes(back):
+            back.owe_change(OWE_PARSE, before, self.unnamed_mark)
             return PASSED
         size: i64 = after - pos
         book = self.book
         if book is not None and self._speaks_of_own(book, data, pos + 6, after, back):
             return STOP
         if after > len(data) or size > UNNAMED_MOST:
-            self._set_unnamed(b"", back)
+            back.owe_change(OWE_PARSE, before, self.unnamed_mark)
+            self.set_unnamed(b"")
             return VERBATIM
-        self._set_unnamed(data if size == len(data) else data[pos:after], back)
-        if book is None or not may_deallocate(data, pos + 6):
-            return VERBATIM
-        name = deallocated(text_of(data, pos + 6))
-        verdict = self._deallocates(book, name, back)
-        if verdict == TAKEN:
+        verdict = VERBATIM
+        name = b""
+        if book is not None and may_deallocate(data, pos + 6):
+            name = deallocated(text_of(data, pos + 6))
+            verdict = self._deallocates(book, name, back)
+            if verdict == STOP:
+                return STOP
+        if verdict == VERBATIM:
+            back.owe_change(OWE_PARSE, before, self.unnamed_mark)
+        elif book is not None:
             back.owe_noted(OWE_PARSE, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
+            back.note_change(before, self.unnamed_mark)
             types = data[data.find(b"\0", pos + 6, after) + 1 : after]
             body = b"DEALLOCATE " + SPARE_STATEMENT + b"\0" + types
             self._take(data, pos, after, _SPARE + parse_message(b"", body))
+        self.set_unnamed(data if size == len(data) else data[pos:after])
         return verdict
 
     def query(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
-        """Take a Query: one that deallocates is rewritten, and every one ends the unnamed statement."""
+        """Take a Query and note what it owes: one that deallocates is rewritten, and all end the unnamed statement."""
         book = self.book
+        before = self.unnamed
         if self.owning:
             self.owning = False
             if back.skipping:
                 # The server has refused to prepare what the Query speaks of, and its error is the answer to that.
                 back.forwarded_sync()
+                self.end_unnamed()
                 self._take(data, pos, after, _SYNC)
                 return TAKEN
         if self._passes(back):
+            back.owe_change(OWE_QUERY, before, self.unnamed_mark)
             return PASSED
         if book is not None and self._speaks_of_own(book, data, pos + 5, after, back):
             self.owning = self.need == NEED_OWN
             return STOP
-        self.end_unnamed()
-        if book is None or after > len(data) or not may_deallocate(data, pos + 5):
-            return VERBATIM
-        name = deallocated(text_of(data, pos + 5))
-        verdict = self._deallocates(book, name, back)
-        if verdict == TAKEN:
+        verdict = VERBATIM
+        name = b""
+        if book is not None and after <= len(data) and may_deallocate(data, pos + 5):
+            name = deallocated(text_of(data, pos + 5))
+            verdict = self._deallocates(book, name, back)
+            if verdict == STOP:
+                return STOP
+        if verdict == VERBATIM:
+            back.owe_change(OWE_QUERY, before, self.unnamed_mark)
+        elif book is not None:
             back.owe_noted(OWE_QUERY, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
+            back.note_change(before, self.unnamed_mark)
             text = b"DEALLOCATE " + SPARE_STATEMENT + b"\0"
             self._take(data, pos, after, _SPARE + b"Q" + (len(text) + 4).to_bytes(4, "big") + text)
+        self.end_unnamed()
         return verdict
 
     def bind(self, data: bytes, pos: i64, end: i64, name_at: i64, back: BackState) -> int:
@@ -244,8 +260,6 @@ class Desk:
         """Take a Close of a named statement: the client's name is gone, and the copies stay for others."""
         book = self.book
         name = data[pos + 6 : after - 1]
-        if len(name) == 0 and not back.skipping:
-            self._set_unnamed(b"", back)
         if book is None:
             return self._close_unknown(data, pos, after, name, back)
         if self._passes(back):
@@ -315,17 +329,6 @@ class Desk:
         back.owe_own(OWE_DESCRIBE, Note(NOTE_FAIL, None, None, message))
         return describe_message(NO_STATEMENT)
 
-    def restore_unnamed(self) -> None:
-        """The server has skipped the Parse of an unnamed statement: it has the one before, if that can be told."""
-        self.unnamed = self.unnamed_before if self.unnamed_changes == 1 else b""
-        self.unnamed_changes = 0
-
-    def lose_unnamed(self) -> None:
-        """The server has refused the Parse of an unnamed statement: there is none, or one that cannot be told."""
-        self.unnamed = b""
-        self.unnamed_before = b""
-        self.unnamed_changes = 0
-
     def rewritten(self, data: bytes, count: i64) -> bytes:
         """Put together what to send for the first `count` bytes of what was scanned."""
         pieces = self.pieces
@@ -361,20 +364,8 @@ class Desk:
         self.unnamed_mark += 1
         self.batch += 1
 
-    def keep_unnamed(self, message: bytes) -> None:
-        """Take note of a Parse of the unnamed statement, while no reply is owed that may change what is before it."""
-        self.unnamed_before = self.unnamed
-        self.unnamed_changes = 1
-        self.unnamed_batch = self.batch
-        self.unnamed = message
-        self.unnamed_mark += 1
-
-    def _set_unnamed(self, message: bytes, back: BackState) -> None:
-        if not back.owes() or (self.unnamed_batch != self.batch and not back.owes_parse()):
-            self.keep_unnamed(message)
-            return
-        self.unnamed_changes += 1
-        self.unnamed_batch = self.batch
+    def set_unnamed(self, message: bytes) -> None:
+        """Take note of the Parse of the unnamed statement; empty where there is none, or one too long to be kept."""
         self.unnamed = message
         self.unnamed_mark += 1
 
@@ -495,7 +486,7 @@ class Desk:
     def _duplicate(self, data: bytes, pos: i64, after: i64, name: bytes, back: BackState) -> int:
         """Let the server refuse a name that is in use, which it does only once it has read the statement."""
         _owe_spare(back)
-        back.owe_noted(OWE_PARSE, Note(NOTE_DUPLICATE, None, None, name))
+        back.owe_noted(OWE_PARSE_NAMED, Note(NOTE_DUPLICATE, None, None, name))
         body = data[pos + 6 + len(name) : after]
         self._take(data, pos, after, _SPARE + parse_message(SPARE_STATEMENT, body))
         return TAKEN

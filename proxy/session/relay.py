@@ -26,10 +26,10 @@ from proxy.session.reply_queue import (
     OWE_BIND,
     OWE_CLOSE,
     OWE_CLOSE_STATEMENT,
+    OWE_CLOSE_UNNAMED,
     OWE_DESCRIBE,
     OWE_EXECUTE,
     OWE_FUNCTION,
-    OWE_PARSE,
     OWE_PARSE_NAMED,
     OWE_QUERY,
     OWE_REFUSAL,
@@ -176,18 +176,18 @@ class FrontState(Unlinked):
         asks = _GLANCE(data)
         if asks == ASKS_MORE:
             return False
+        back.note_change(desk.unnamed, desk.unnamed_mark)
+        self.unnamed_pinned = self.pins & PIN_UNNAMED != 0
+        self.pins &= ~PIN_UNNAMED
         if asks == ASKS_QUERY:
-            self.pins &= ~PIN_UNNAMED
             desk.end_unnamed()
             back.unnamed_owner = 0
             back.queue.append(OWE_QUERY)
             return True
-        desk.keep_unnamed(data[: 1 + frame_size(data, 0)])
+        desk.set_unnamed(data[: 1 + frame_size(data, 0)])
         desk.batch += 1
         back.unnamed_owner = desk.unnamed_mark
         back.queue.extend(PIPELINE if asks == ASKS_PIPELINE else UNDESCRIBED)
-        self.unnamed_pinned = self.pins & PIN_UNNAMED != 0
-        self.pins &= ~PIN_UNNAMED
         return True
 
     def _query(self, data: bytes, pos: i64, after: i64, end: i64, back: BackState) -> bool:
@@ -195,23 +195,20 @@ class FrontState(Unlinked):
         if back.copy_in:
             self._inside_copy(back)
         if after <= end and is_malformed(F_QUERY, data, pos, after):
-            # It is refused, and the unnamed statement is still there.
+            # It is refused as a FunctionCall may be, and the unnamed statement is still there.
             self.desk.batch += 1
             if not back.skipping:
                 self._batch_ends()
             back.forwarded_query()
-            back.owe(OWE_QUERY)
+            back.owe(OWE_FUNCTION)
             return True
-        verdict = self.desk.query(data, pos, after, back)
-        if verdict == STOP:
+        if self.desk.query(data, pos, after, back) == STOP:
             return False
         back.forwarded_query()
-        back.unnamed_owner = 0
         if not back.skipping:
-            self.batch_unnamed = UNNAMED_LEFT
+            back.unnamed_owner = 0
+            self._unnamed_changes(UNNAMED_LEFT)
             self.pins &= ~PIN_UNNAMED
-        if verdict != TAKEN:
-            back.owe(OWE_QUERY)
         self.pins |= self.texts.query(data, pos + 5, min(end, after), after <= end)
         if len(self.texts.shift) != 0:
             self._shift_meaning()
@@ -286,14 +283,18 @@ class FrontState(Unlinked):
             if verdict == STOP:
                 return STOP
             if not back.skipping:
-                self.unnamed_pinned = self.batch_unnamed == UNNAMED_LEFT and self.pins & PIN_UNNAMED != 0
-                self.batch_unnamed = UNNAMED_PARSED
+                self._unnamed_changes(UNNAMED_PARSED)
                 back.unnamed_owner = self.desk.unnamed_mark
-        if verdict == VERBATIM or verdict == PASSED:
-            back.owe(OWE_PARSE_NAMED if named else OWE_PARSE)
+        if named and (verdict == VERBATIM or verdict == PASSED):
+            back.owe(OWE_PARSE_NAMED)
         if verdict != STOP:
             self.texts.parse(data, pos, end, end == after)
         return verdict
+
+    def _unnamed_changes(self, becomes: int) -> None:
+        """Note what a message does with the unnamed statement, and whether one that pins is replaced by it alone."""
+        self.unnamed_pinned = self.batch_unnamed == UNNAMED_LEFT and self.pins & PIN_UNNAMED != 0
+        self.batch_unnamed = becomes
 
     def _bind(self, data: bytes, pos: i64, end: i64, back: BackState) -> int:
         after_portal: i64 = find_zero(data, pos + 5, end) + 1
@@ -387,9 +388,13 @@ class FrontState(Unlinked):
         # Only statements matter: portals end with the transaction.
         verdict = VERBATIM
         if end > pos + 6 and data[pos + 5] == _S and end == pos + 1 + frame_size(data, pos):
-            if end == pos + 7 and not back.skipping:
-                self.batch_unnamed = UNNAMED_LEFT
-                self.pins &= ~PIN_UNNAMED
+            if end == pos + 7:
+                back.owe_change(OWE_CLOSE_UNNAMED, self.desk.unnamed, self.desk.unnamed_mark)
+                if not back.skipping:
+                    self.desk.set_unnamed(b"")
+                    self._unnamed_changes(UNNAMED_LEFT)
+                    self.pins &= ~PIN_UNNAMED
+                return verdict
             verdict = self.desk.close(data, pos, end, back)
             remembered: bool = self.names is not None and not back.skipping and not back.doubt
             if verdict == VERBATIM and remembered:
@@ -415,12 +420,11 @@ class FrontState(Unlinked):
         if book is not None and len(book.owned) != 0:
             self._owned(book)
         if back.unnamed_failed:
+            # What pinned may never have been there.
             back.unnamed_failed = False
-            self.desk.lose_unnamed()
-            self.pins &= ~PIN_UNNAMED
-            self.batch_unnamed = UNNAMED_LEFT
-        if back.unnamed_lost:
-            back.unnamed_lost = False
+            self.unnamed_pinned = False
+        if back.unnamed_back:
+            back.unnamed_back = False
             self._restore_unnamed(back)
 
     def _owned(self, book: Book) -> None:
@@ -436,12 +440,14 @@ class FrontState(Unlinked):
         book.owned.clear()
 
     def _restore_unnamed(self, back: BackState) -> None:
-        """Go back to the unnamed statement before the one whose Parse the server has skipped."""
-        self.desk.restore_unnamed()
-        if self.unnamed_pinned:
+        """Go back to the unnamed statement before the messages that the server has refused or skipped."""
+        self.desk.unnamed = back.unnamed_before
+        back.unnamed_before = b""
+        back.unnamed_owner = self.desk.unnamed_mark if back.unnamed_held else 0
+        self.pins &= ~PIN_UNNAMED
+        if self.unnamed_pinned and back.unnamed_held:
             # It has stayed on this backend, and only one was to replace it.
             self.pins |= PIN_UNNAMED
-            back.unnamed_owner = self.desk.unnamed_mark
         self.batch_unnamed = UNNAMED_LEFT
 
     def _closed(self, back: BackState) -> None:

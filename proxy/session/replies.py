@@ -32,6 +32,7 @@ from proxy.session.reply_queue import (
     OWE_BIND,
     OWE_CLOSE,
     OWE_CLOSE_STATEMENT,
+    OWE_CLOSE_UNNAMED,
     OWE_DESCRIBE,
     OWE_EXECUTE,
     OWE_FUNCTION,
@@ -263,6 +264,8 @@ class BackState(ReplyQueue):
         self.readies += 1
         self.queries += 1
         self.queue.clear()
+        self.unnamed_pasts.clear()
+        self.unnamed_helds.clear()
         if self.halted:
             self.remarks = True
         return True
@@ -323,7 +326,7 @@ class BackState(ReplyQueue):
                 self.remarks = True
                 self._pop()
             else:
-                self._settle(OWE_CLOSE)
+                self._settle(OWE_CLOSE_UNNAMED if self._first() == OWE_CLOSE_UNNAMED else OWE_CLOSE)
         elif kind == B_EMPTY_QUERY or kind == B_PORTAL_SUSPENDED:
             debt = self._first()
             if debt == OWE_EXECUTE:

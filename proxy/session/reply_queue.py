@@ -12,7 +12,7 @@ from typing import Final
 
 from mypy_extensions import i64
 
-from proxy.session.statements import Note, Shelf
+from proxy.session.statements import NOTE_UNNAMED, Note, Shelf
 
 # What a forwarded message owes.
 OWE_QUERY: Final = 1
@@ -27,11 +27,12 @@ OWE_CLOSE_STATEMENT: Final = 9
 COPY_END: Final = 10
 """Not a debt: the place in the queue where CopyDone or CopyFail was forwarded before CopyInResponse was seen."""
 OWE_PARSE_NAMED: Final = 11
-"""Parse of a named statement; `OWE_PARSE` is that of the unnamed one, or of one that is noted."""
+"""Parse of a named statement; `OWE_PARSE` is that of the unnamed one, or one of the proxy's own."""
 OWE_REFUSAL: Final = 12
 """A message that the server refuses for its form: an error, and nothing else."""
 OWE_REFUSED_FLUSH: Final = 13
 """The same of a Flush, which a server that copies in ignores, whatever its form."""
+OWE_CLOSE_UNNAMED: Final = 14
 SWALLOW: Final = 64
 """Added to a debt whose replies are for the proxy and not for the client."""
 NOTED: Final = 128
@@ -80,7 +81,11 @@ class ReplyQueue:
         self.own: i64 = 0
         self.halted: int = HALT_NOT
         self.resumed: bool = False
-        self.unnamed_lost: bool = False
+        self.unnamed_pasts: list[bytes] = []
+        self.unnamed_helds: list[bool] = []
+        self.unnamed_held: bool = False
+        self.unnamed_back: bool = False
+        self.unnamed_before: bytes = b""
         self.unnamed_failed: bool = False
         self.description: bytes = b""
         self.closing_names: list[bytes] = []
@@ -96,10 +101,6 @@ class ReplyQueue:
     def owes(self) -> bool:
         """Say whether any reply is outstanding."""
         return self.head < len(self.queue)
-
-    def owes_parse(self) -> bool:
-        """Say whether the reply to a Parse of the unnamed statement is outstanding."""
-        return any(self.queue[at] == OWE_PARSE for at in range(self.head, len(self.queue)))
 
     def owes_command(self) -> bool:
         """Say whether the replies of a command are outstanding, which may turn out to be a COPY."""
@@ -157,6 +158,21 @@ class ReplyQueue:
         if not self.skipping and not self.doubt:
             self.queue.append(debt)
 
+    def owe_change(self, debt: int, before: bytes, mark: i64) -> None:
+        """Note a message of the client's that ends or replaces its unnamed statement: see `note_change`."""
+        if not self.skipping and not self.doubt:
+            self.queue.append(debt)
+            self.note_change(before, mark)
+
+    def note_change(self, before: bytes, mark: i64) -> None:
+        """Note what the client's unnamed statement is before a message that ends or replaces it, with its mark.
+
+        `unnamed_pasts` has one entry for each of those messages that is outstanding, in order, and `unnamed_helds` says
+        whether this backend had that statement: so what the server skips can be undone, whatever is behind it.
+        """
+        self.unnamed_pasts.append(before)
+        self.unnamed_helds.append(self.unnamed_owner == mark)
+
     def forwarded_sync(self) -> None:
         """Note a forwarded Sync, which a server that copies in ignores."""
         if self.doubt:
@@ -197,8 +213,12 @@ class ReplyQueue:
         return 0
 
     def _pop(self) -> None:
-        if self.queue[self.head] >= SWALLOW:
-            self._settle_own(self.queue[self.head])
+        entry: i64 = self.queue[self.head]
+        if len(self.unnamed_pasts) != 0 and changes_unnamed(entry):
+            self.unnamed_pasts.pop(0)
+            self.unnamed_helds.pop(0)
+        if entry >= SWALLOW:
+            self._settle_own(entry)
         self.head += 1
         while self.head < len(self.queue) and self.queue[self.head] == COPY_END:
             self.head += 1
@@ -225,9 +245,11 @@ class ReplyQueue:
 
     def _drop_to_sync(self) -> None:
         """Forget what the server skips after an error in extended mode: all up to the next Sync."""
-        failed = self.head
-        parse_failed = self.queue[failed] == OWE_PARSE
-        parse_skipped = False
+        parse_failed = self.queue[self.head] & ~NOTED == OWE_PARSE
+        if self.queue[self.head] & NOTED and self.shelf.notes[0].kind == NOTE_UNNAMED:
+            # What it was to replace may still be there.
+            self.unnamed_owner = 0
+        changes = 0
         notes = 0
         while self.head < len(self.queue):
             entry = self.queue[self.head]
@@ -240,18 +262,44 @@ class ReplyQueue:
                 self.own -= 1
             if debt == OWE_CLOSE_STATEMENT:
                 self.closing_names.pop(0)
-            elif entry == OWE_PARSE and self.head > failed:
-                parse_skipped = True
+            elif changes_unnamed(entry):
+                changes += 1
             self.head += 1
         if notes and self.shelf.undo(notes):
             self._end_injection()
-        if (parse_failed or parse_skipped) and OWE_PARSE not in self.queue[self.head :]:
-            # The unnamed statement may still be that of another client.
-            self.unnamed_owner = 0
-            self.unnamed_failed = parse_failed
-            self.unnamed_lost = not parse_failed
+        if changes:
+            self._undo_changes(changes, parse_failed)
         if self.head < len(self.queue):
             return
         self.queue.clear()
         self.head = 0
         self.skipping = True
+
+    def _undo_changes(self, count: int, failed: bool) -> None:
+        """Take back the first `count` changes of the unnamed statement; `failed` is whether the first was refused.
+
+        Behind a Parse that was refused there is none, or one that cannot be told.
+        """
+        pasts = self.unnamed_pasts
+        before = b"" if failed else pasts[0]
+        held = not failed and self.unnamed_helds[0]
+        del pasts[:count]
+        del self.unnamed_helds[:count]
+        self.unnamed_failed = self.unnamed_failed or failed or len(pasts) != 0
+        if len(pasts) != 0:
+            pasts[0] = before
+            self.unnamed_helds[0] = held
+            return
+        # The backend may still have the statement of another client.
+        self.unnamed_owner = 0
+        self.unnamed_back = True
+        self.unnamed_before = before
+        self.unnamed_held = held
+
+
+def changes_unnamed(entry: i64) -> bool:
+    """Say whether a debt is that of a message of the client's which ends or replaces its unnamed statement."""
+    if entry & SWALLOW:
+        return False
+    debt: i64 = entry & 63
+    return debt == OWE_QUERY or debt == OWE_PARSE or debt == OWE_CLOSE_UNNAMED

@@ -162,3 +162,73 @@ def test_malformed_sync_behind_a_refused_request_needs_a_backend() -> None:
     assert not front.is_discarding()
     front.refuse(parse("select"))
     assert front.ends_skipping(sync())
+
+
+# What is pipelined behind a message that fails.
+
+KEPT = parse("select 'kept'")
+
+
+def with_kept() -> RelayPair:
+    pair = RelayPair()
+    pair.client(KEPT, sync())
+    pair.server(PARSED, ready())
+    return pair
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [
+        [query("select 1")],
+        [query("select 1"), query("select 2"), sync(), BAD_FLUSH, parse("other")],
+        [parse("other"), close(""), query("select 1")],
+        [frame("Q", b"select\0x\0")],
+    ],
+)
+def test_unnamed_statement_outlives_all_that_the_server_skips(skipped: list[bytes]) -> None:
+    pair = with_kept()
+    pair.client(BAD_FLUSH, *skipped, sync())
+    pair.server(*[REFUSED + ready()] * (1 + skipped.count(sync())))
+    assert pair.releasable()
+    assert pair.front.desk.unnamed == KEPT
+    assert pair.back.unnamed_owner == pair.front.desk.unnamed_mark
+
+
+def test_statement_between_those_that_are_skipped_is_the_one_that_is_kept() -> None:
+    pair = with_kept()
+    pair.client(BAD_FLUSH, parse("skipped"), sync(), parse("taken"), sync(), BAD_FLUSH, query("skipped"), sync())
+    pair.server(REFUSED, ready(), PARSED, ready())
+    assert pair.front.desk.unnamed == b""
+    pair.server(REFUSED, ready())
+    assert pair.front.desk.unnamed == parse("taken")
+    assert pair.back.unnamed_owner == pair.front.desk.unnamed_mark
+
+
+@pytest.mark.parametrize("before", [b"", BAD_FLUSH], ids=["refused", "skipped"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_long_statement_that_was_never_there_is_not_what_a_skipped_parse_leaves(before: bytes, at_once: bool) -> None:
+    pair = RelayPair()
+    pair.client(before, parse(LONG), sync(), BAD_FLUSH, parse("skipped"), sync())
+    for answer in [b"".join([REFUSED, ready()] * 2)] if at_once else [REFUSED, ready()] * 2:
+        pair.server(answer)
+    assert pair.releasable()
+    assert pair.back.unnamed_owner == 0
+    assert not pair.pins() & PIN_UNNAMED
+
+
+def test_long_statement_that_is_there_is_what_a_skipped_query_leaves() -> None:
+    pair = RelayPair()
+    pair.client(parse(LONG), sync())
+    pair.server(PARSED, ready())
+    pair.client(BAD_FLUSH, query("select 1"), sync())
+    pair.server(REFUSED, ready())
+    assert pair.back.unnamed_owner == pair.front.desk.unnamed_mark
+    assert pair.pins() & PIN_UNNAMED
+
+
+def test_statement_that_cannot_be_parsed_again_gives_no_right_to_the_one_in_its_place() -> None:
+    pair = with_kept()
+    pair.back.unnamed_owner = 0
+    pair.client(bind(), sync())
+    pair.server(NO_TEXT, ready())
+    assert pair.back.unnamed_owner == 0

@@ -80,6 +80,7 @@ def play(pair: RelayPair, server: ModelServer, said: bytes, schedule: list[tuple
 def check_step(pair: RelayPair, server: ModelServer) -> None:
     assert not pair.back.fault, f"a model of PostgreSQL was called at fault: {pair.back.fault}"
     if pair.releasable():
+        assert not pair.back.unnamed_pasts, "changes of the unnamed statement are noted that nobody will answer"
         assert server.settled(), "would be given to somebody else"
         pending = bytes(server.inbox + pair.to_server)
         probe = ModelServer()
