@@ -1,9 +1,9 @@
 """The log: structured events, for people or for machines, on standard error.
 
 Secrets never reach a log call; the redaction here is a second net, by the names of fields and by what passwords in
-URLs and verifiers look like.  Events that clients can
-cause as often as they like are limited to a number per second (`log.lines_per_second`); what was left out is counted
-and told.
+URLs and verifiers look like.  Names and messages come from strangers: what does not print is spelled out here, for all
+lines.  Events that clients can cause as often as they like are limited to a number per second (`log.lines_per_second`);
+what was left out is counted and told.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ LIMITED_EVENTS: Final = frozenset(
         "error ignored",
     }
 )
+MAX_SHOWN: Final = 1_000
+"""Characters of a field that are written; a stranger's user name may have ten thousand."""
+MAX_TRACEBACK: Final = 50_000
+"""The same of a traceback."""
+
 EventDict = MutableMapping[str, Any]
 
 log = structlog.get_logger(__name__)
@@ -54,6 +59,38 @@ def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
         if any(word in name.lower() for word in SECRET_WORDS):
             event[name] = "********"
     return event
+
+
+def printable(text: str) -> str:
+    """Spell out what does not print: line ends, terminal sequences, marks of direction, halves of surrogate pairs."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def clean(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Make whatever strangers, servers and libraries have put into an event fit for a line and a terminal.
+
+    A traceback keeps its lines, set in, so that none of them looks like an event.
+    """
+    exception = event.pop("exception", None)
+    for name in event:
+        event[name] = _cleaned(event[name])
+    if exception is not None:
+        lines = str(exception)[:MAX_TRACEBACK].split("\n")
+        event["exception"] = "\n".join(f"  {printable(line)}" for line in lines)
+    return event
+
+
+def _cleaned(value: object) -> object:
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_cleaned(one) for one in value]
+    if isinstance(value, dict):
+        return {printable(str(name)): _cleaned(one) for name, one in value.items()}
+    text = value if isinstance(value, str) else repr(value)
+    return printable(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "...")
 
 
 def mask(text: str) -> str:
@@ -129,13 +166,11 @@ def configure_logs(*, style: str, level: str, limiter: Limiter, stream: TextIO |
     renderer: Any
     if style == "json":
         renderer = structlog.processors.JSONRenderer()
-        last = [structlog.processors.format_exc_info, renderer]
     else:
         # The default prints the local variables of each frame, and those may be passwords.
         plain = structlog.dev.plain_traceback
         renderer = structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain)
-        last = [renderer]
-    last.append(lambda _logger, _method, line: mask(line))
+    last = [structlog.processors.format_exc_info, clean, renderer, lambda _logger, _method, line: mask(line)]
     structlog.configure(
         processors=[limiter, *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),

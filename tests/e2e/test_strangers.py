@@ -170,12 +170,16 @@ def test_the_right_password_of_one_tenant_opens_no_other(
         psycopg.connect(world.proxy.url(tenant.slug, tenant.database.role, tenant.database.password))
 
 
-def test_revealing_tenants_helps_people_who_misspell(
+def test_revealing_tenants_helps_people_who_misspell_and_no_name_forges_a_line_of_the_log(
     pg18: ServerFacts, registry: RegistryUnderTest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     registry.do(lambda service: service.tenants())
-    settings = {"reveal_tenants": True}
-    with ProxyProcess(tmp_path_factory.mktemp("p"), registry.url, registry.keys, routing=settings) as proxy:
+    told, log = {"reveal_tenants": True}, {"format": "console"}
+    with ProxyProcess(tmp_path_factory.mktemp("p"), registry.url, registry.keys, routing=told, log=log) as proxy:
+        with proxy.connect() as client, pytest.raises(ServerSaid):
+            client.login("app\n2026 [info] forged\x1b[2J\u202e", "guess", "no\u2028body", application_name="\x1b[31m")
+        assert "2026 [info] forged" in proxy.logs()
+        assert all(line.isprintable() for line in proxy.logs().split("\n"))
         with pytest.raises(psycopg.OperationalError, match='there is no tenant "nobody"') as caught:
             psycopg.connect(proxy.url("nobody", "app", "guess"))
         assert "misspelling" in str(caught.value)

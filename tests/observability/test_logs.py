@@ -15,7 +15,7 @@ import pytest
 import structlog
 from harness.references import ROOT
 
-from proxy.observability.logs import LIMITED_EVENTS, EventDict, Limiter, configure_logs, mask
+from proxy.observability.logs import LIMITED_EVENTS, MAX_SHOWN, EventDict, Limiter, configure_logs, mask
 
 MOST = 100
 
@@ -196,3 +196,44 @@ def test_the_events_that_operators_read_about_are_those_that_are_logged() -> Non
             assert (event in LIMITED_EVENTS) == (bounded == "yes"), event
     assert documented >= LIMITED_EVENTS, "an audit has to know what may be left out"
     assert logged.keys() >= LIMITED_EVENTS
+
+
+HOSTILE = [
+    ("a\nb", "a\\nb"),
+    ("a\r\x1b[2Jb", "a\\r\\x1b[2Jb"),
+    ("\x1b]0;owned\x07", "\\x1b]0;owned\\x07"),
+    ("c1 \x9b31m \x85", "c1 \\x9b31m \\x85"),
+    ("line\u2028and\u2029paragraph", "line\\u2028and\\u2029paragraph"),
+    ("\u202egnp.exe\u2066\u200b\ufeff", "\\u202egnp.exe\\u2066\\u200b\\ufeff"),
+    ("half \udce9 a pair", "half \\udce9 a pair"),
+    ("\x00\x7f", "\\x00\\x7f"),
+    ("Zoë 東京", "Zoë 東京"),
+]
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+@pytest.mark.parametrize(("text", "written"), HOSTILE)
+def test_what_does_not_print_is_spelled_out_in_every_part_of_a_line(style: str, text: str, written: str) -> None:
+    out = io.StringIO()
+    configure_logs(style=style, level="info", limiter=Limiter(MOST), stream=out)
+    structlog.get_logger("x").info("client refused", user=text, names=[text], sums={text: 1}, error=ValueError(text))
+    logging.getLogger("library").warning('role "%s"', text)
+    try:
+        raise ValueError(text)
+    except ValueError:
+        structlog.get_logger("x").exception("first", user=text)
+        logging.getLogger("library").exception("second")
+    lines = out.getvalue().split("\n")
+    assert all(line.isprintable() for line in lines)
+    shown = [json.loads(line) for line in lines if line] if style == "json" else []
+    seen = "".join(f"{one}{one.get('user')}{one.get('exception')}" for one in shown) or out.getvalue()
+    assert written in seen
+    begun = [line for line in lines if line and not line.startswith(" ")]
+    assert len(begun) == 4, "no line of a traceback begins where that of an event does"
+
+
+def test_a_field_is_cut_where_a_stranger_has_sent_a_very_long_one() -> None:
+    out = io.StringIO()
+    configure_logs(style="console", level="info", limiter=Limiter(MOST), stream=out)
+    structlog.get_logger("x").info("client refused", user="u" * 10_000)
+    assert len(out.getvalue()) < MAX_SHOWN + 200
