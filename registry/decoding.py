@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from registry.contract import Credentials, Login, Route, Secret, ServerInfo
 from registry.errors import SecretError
 from registry.operations.logins import md5_context
-from registry.operations.servers import auth_query_of
+from registry.operations.servers import SECRETS, auth_query_of
 from registry.secrets import Vault
 from registry.store.rows import login_of, secret_context, server_info, server_of, tenant_of
 from registry.store.tables import login_md5, logins, servers, tenant_names, tenants
@@ -79,7 +79,7 @@ class Decoder:
     def _server(self, part: _Part) -> ServerInfo:
         record = server_of(part)
         key = self._open(part.tls_key, secret_context(servers.name, part.id, "tls_key"))
-        return server_info(record, auth_query_of(part, self._open), key)
+        return server_info(record, auth_query_of(record, {one: getattr(part, one) for one in SECRETS}, self._open), key)
 
     def login(self, rows: Rows) -> Login:
         part = _Part(rows[0], logins)

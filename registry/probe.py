@@ -19,6 +19,7 @@ import asyncpg
 
 from registry.contract import Address, AuthQuery, Credentials, Secret, TlsMode, TlsNegotiation, TlsVersion
 from registry.domain.models import Server
+from registry.operations.servers import ServerAccess
 
 TIMEOUT: Final = 5.0
 ROUNDS: Final = 5
@@ -42,7 +43,7 @@ where role.rolname = current_user
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What trying one address showed; `problem` is None where it went well.
+    """What trying one address showed; `problem` is None where it went well, `sqlstate` what PostgreSQL answered.
 
     `latency` is the median time of an empty query, `login_time` that of connecting, both in seconds.  `tls` is the
     protocol's version, None without TLS.
@@ -50,6 +51,7 @@ class Probe:
 
     address: Address
     problem: str | None = None
+    sqlstate: str | None = None
     version: str | None = None
     tls: str | None = None
     login_time: float | None = None
@@ -60,32 +62,74 @@ class Probe:
     may_create_databases: bool | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LoginTrial:
+    """How one login went: `problem` None is well; `sqlstate` is PostgreSQL's answer, None where there was none."""
+
+    problem: str | None = None
+    sqlstate: str | None = None
+
+
 async def probe_server(
-    server: Server,
-    credentials: Credentials,
-    *,
-    tls_key: Secret | None = None,
-    database: str = "postgres",
-    clock: Callable[[], float] = time.perf_counter,
+    access: ServerAccess, *, database: str = "postgres", clock: Callable[[], float] = time.perf_counter
 ) -> list[Probe]:
-    """Try the server's addresses in their order, until one works; the last probe is that of the one that did.
+    """Try all addresses of a server at once, as its admin or, without one, as its default role.
 
-    `tls_key` is the key of the certificate that the server is shown.  Raises ValueError for a CA that cannot be read.
+    Without either it is only seen whether something listens there.  Raises ValueError for a CA that cannot be read.
     """
-    tls = _tls(server, tls_key)
-    is_direct = server.tls_negotiation is TlsNegotiation.DIRECT
-    probes = []
-    for address in server.addresses:
-        probes.append(await _probe(address, credentials, database, tls, clock, direct=is_direct))
-        if probes[-1].problem is None:
-            break
-    return probes
+    tls = _tls(access.server, access.tls_key)
+    credentials = access.admin
+    if credentials is None:
+        return list(await asyncio.gather(*(_knock(address) for address in access.server.addresses)))
+    is_direct = access.server.tls_negotiation is TlsNegotiation.DIRECT
+    return list(
+        await asyncio.gather(
+            *(
+                _probe(address, credentials, database, tls, clock, direct=is_direct)
+                for address in access.server.addresses
+            )
+        )
+    )
 
 
-async def probe_auth(server: Server, auth: AuthQuery, address: Address, *, tls_key: Secret | None = None) -> str | None:
+async def try_login(access: ServerAccess, credentials: Credentials, database: str) -> LoginTrial:
+    """Log in to a database as nodes do: at the first address where PostgreSQL answers.
+
+    Raises ValueError for a CA that cannot be read.
+    """
+    tls = _tls(access.server, access.tls_key)
+    is_direct = access.server.tls_negotiation is TlsNegotiation.DIRECT
+    trial = LoginTrial("it has no address")
+    for address in access.server.addresses:
+        try:
+            connection = await _connect(address, credentials, database, tls, direct=is_direct)
+        except asyncpg.PostgresError as error:
+            return LoginTrial(_reason(error), error.sqlstate)
+        except (asyncpg.InterfaceError, OSError, ValueError) as error:
+            trial = LoginTrial(_reason(error))
+        else:
+            connection.terminate()
+            return LoginTrial()
+    return trial
+
+
+async def _knock(address: Address) -> Probe:
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            if address.host.startswith("/"):
+                _, writer = await asyncio.open_unix_connection(f"{address.host}/.s.PGSQL.{address.port}")
+            else:
+                _, writer = await asyncio.open_connection(address.host, address.port)
+    except OSError as error:
+        return Probe(address, problem=_reason(error))
+    writer.close()
+    return Probe(address)
+
+
+async def probe_auth(access: ServerAccess, auth: AuthQuery, address: Address) -> str | None:
     """Ask a server for the verifier of a role that it does not have, as nodes do; returns what is wrong with that."""
-    is_direct = server.tls_negotiation is TlsNegotiation.DIRECT
-    tls, path = _tls(server, tls_key), "pg_catalog, pg_temp"
+    is_direct = access.server.tls_negotiation is TlsNegotiation.DIRECT
+    tls, path = _tls(access.server, access.tls_key), "pg_catalog, pg_temp"
     try:
         connection = await _connect(address, auth.credentials, auth.database, tls, direct=is_direct, search_path=path)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
@@ -103,21 +147,6 @@ async def probe_auth(server: Server, auth: AuthQuery, address: Address, *, tls_k
     return None
 
 
-def warnings(server: Server, probe: Probe) -> list[str]:
-    """What an administrator should know beyond the facts."""
-    found = []
-    if probe.max_connections is not None and server.max_connections > probe.max_connections:
-        found.append(
-            f"the registry allows {server.max_connections} connections (max_connections),"
-            f" the server has {probe.max_connections}"
-        )
-    if probe.read_only:
-        found.append("the server is a standby: it cannot be written to")
-    if probe.tls is None and server.tls_mode is TlsMode.PREFER and probe.problem is None:
-        found.append("the server has no TLS, so the connection is not encrypted")
-    return found
-
-
 async def _probe(
     address: Address,
     credentials: Credentials,
@@ -131,7 +160,7 @@ async def _probe(
     try:
         connection = await _connect(address, credentials, database, tls, direct=direct)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
-        return Probe(address, problem=_reason(error))
+        return Probe(address, problem=_reason(error), sqlstate=getattr(error, "sqlstate", None))
     try:
         login_time = clock() - begun
         facts = await connection.fetchrow(_QUESTION)
@@ -166,13 +195,14 @@ async def _connect(
             host=address.host,
             port=address.port,
             user=credentials.user,
-            password=None if credentials.password is None else credentials.password.reveal(),
+            # None would be filled in from this user's environment and password file, which nodes do not have.
+            password="" if credentials.password is None else credentials.password.reveal(),
             database=database,
             ssl=tls,
             direct_tls=direct,
             timeout=TIMEOUT,
             command_timeout=TIMEOUT,
-            server_settings={"application_name": "pgtenant server test", **settings},
+            server_settings={"application_name": "pgtenant test", **settings},
         )
     except (asyncpg.PostgresError, OSError):
         # The end of a TLS connection takes the loop some turns, and asyncpg waits for none of them.

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.contract import AuthQuery, Credentials, Secret, TenantState
+from registry.contract import Secret, TenantState
 from registry.domain.models import (
     LoginChange,
     LoginRecord,
@@ -24,6 +24,8 @@ from registry.domain.models import (
 from registry.domain.servers import Placement
 from registry.operations import keys, logins, servers, tenants
 from registry.operations.contents import Contents, read_contents, read_version
+from registry.operations.lodgings import Lodging, preview_tenant
+from registry.operations.servers import ServerAccess
 from registry.secrets import Vault
 from registry.store.database import Database
 from registry.store.transaction import Transaction, changing
@@ -92,20 +94,15 @@ class RegistryService:
         async with self.transaction() as tx:
             return await servers.remove_server(tx, name)
 
-    async def server_credentials(self, name: str) -> Credentials | None:
-        """With what to administer a server: its admin user, else its default role."""
+    async def server_access(self, name: str) -> ServerAccess:
+        """A server with its secrets opened; raises NotFound, SecretError."""
         async with self._reading() as connection:
-            return await servers.server_credentials(connection, self._vault, name)
+            return await servers.server_access(connection, self._vault, name)
 
-    async def server_auth(self, name: str) -> AuthQuery | None:
-        """How a server is asked for the verifiers of its roles, None where it is not."""
+    async def preview_server(self, name: str, change: ServerChange, *, is_new: bool) -> ServerAccess:
+        """What a change would make of a server; nothing is written."""
         async with self._reading() as connection:
-            return await servers.server_auth(connection, self._vault, name)
-
-    async def server_tls_key(self, name: str) -> Secret | None:
-        """The key of the certificate that a server is shown; raises NotFound, SecretError."""
-        async with self._reading() as connection:
-            return await servers.server_tls_key(connection, self._vault, name)
+            return await servers.preview_server(connection, self._vault, name, change, is_new=is_new)
 
     # Tenants.
 
@@ -114,6 +111,13 @@ class RegistryService:
     ) -> Tenant:
         async with self.transaction() as tx:
             return await tenants.add_tenant(tx, slug, change or TenantChange(), placement)
+
+    async def preview_tenant(
+        self, name: str, change: TenantChange, placement: Placement, *, is_new: bool
+    ) -> Lodging | None:
+        """What a change would make of a tenant's place, None where it stays as it is; nothing is written."""
+        async with self._reading() as connection:
+            return await preview_tenant(connection, self._vault, name, change, placement, is_new=is_new)
 
     async def tenants(self, *, server: str | None = None, state: TenantState | None = None) -> list[Tenant]:
         async with self._reading() as connection:

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -22,7 +23,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from registry.commands.options import ConfigOption, JsonOption, RegistryOption, read_secret, registry_keys, registry_url
+from registry.commands.options import (
+    ConfigOption,
+    JsonOption,
+    NoTestOption,
+    RegistryOption,
+    StrictOption,
+    read_secret,
+    registry_keys,
+    registry_url,
+)
 from registry.commands.output import USAGE, ask, explained, fail, note, print_json, results, warn
 from registry.location import parse_location
 from registry.manifest import (
@@ -37,6 +47,7 @@ from registry.manifest.apply import Progress, Stage
 from registry.manifest.differences import Action
 from registry.opening import Registry, open_registry
 from registry.secrets import Vault
+from registry.trial import Depth, Examiner, Strictness
 
 TOKEN_VARIABLE: Final = "PGTENANT_ADMIN_TOKEN"
 RELOAD_TIMEOUT: Final = 15.0
@@ -66,33 +77,51 @@ def apply(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove what the file does not name.")] = False,
+    no_test: NoTestOption = False,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the registry what a file says, all of it or, where anything is wrong, nothing.
+
+    Servers, databases and roles that the file brings are tried, and warned of where they cannot be used.  A dry run
+    tries none.
 
     pgtenant registry apply configs/tenants.toml --dry-run
     """
     with explained():
         manifest = load_manifest(file)
+        depth = Depth.REGISTRY if no_test or dry_run else Depth.SERVERS
+        examiner = partial(Examiner, depth=depth, strictness=Strictness.REFUSE if strict else Strictness.WARN)
 
     async def work(opened: Registry) -> Applied:
         await opened.check_keys(rehearsal=dry_run)
         with _progress() as progress:
-            return await apply_manifest(opened.service, manifest, prune=prune, dry_run=dry_run, progress=progress)
+            service = opened.service
+            return await apply_manifest(
+                service,
+                manifest,
+                prune=prune,
+                dry_run=dry_run,
+                progress=progress,
+                inspector=examiner(service.vault),
+            )
 
     if dry_run and _is_missing(registry, config):
         with explained(), _progress() as progress:
             vault = Vault(registry_keys(config))
-            applied = asyncio.run(rehearse_on_nothing(manifest, vault, progress=progress))
+            rehearsal = rehearse_on_nothing(manifest, vault, progress=progress, inspector=examiner(vault))
+            applied = asyncio.run(rehearsal)
     else:
         applied = ask(registry, config, work, writing=not dry_run)
     if as_json:
-        print_json({"dry_run": dry_run, "differences": applied.differences, "warnings": applied.warnings})
+        print_json({"dry_run": dry_run, "differences": applied.differences, "warnings": applied.warnings,
+                    "checks": applied.checks})  # fmt: skip
         return
-    for text in applied.warnings[:MAX_WARNINGS]:
+    told = [*applied.warnings, *(f"{check.text}; {check.hint}" for check in applied.checks)]
+    for text in told[:MAX_WARNINGS]:
         warn(text)
-    if len(applied.warnings) > MAX_WARNINGS:
-        warn(f"{len(applied.warnings) - MAX_WARNINGS:,} more warnings; --json shows all")
+    if len(told) > MAX_WARNINGS:
+        warn(f"{len(told) - MAX_WARNINGS:,} more warnings; --json shows all")
     _print_differences(applied, dry_run=dry_run)
 
 

@@ -51,6 +51,8 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+NoTestOption = Annotated[bool, typer.Option("--no-test", help="Do not connect to a server to try this out.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse what would only be warned of.")]
 PasswordFile = Annotated[
     str | None,
     typer.Option("--password-file", metavar="FILE", help="File with the password; `-` reads or asks for it."),

@@ -18,11 +18,13 @@ from rich.table import Table
 
 from registry.commands.options import registry_keys, registry_url
 from registry.contract import Address, Limits, RegistryUnavailable
+from registry.domain.checks import Check
 from registry.domain.names import format_address
 from registry.errors import Invalid, RegistryError
 from registry.location import SQLITE
 from registry.manifest.differences import shown
 from registry.opening import Absent, Registry, open_registry
+from registry.trial import problems
 
 T = TypeVar("T")
 
@@ -90,6 +92,12 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Warn a person."""
     Console(stderr=True, highlight=False).print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+
+def tell(checks: Iterable[Check]) -> None:
+    """Tell a person what checks have found, but for what is well."""
+    for check in problems(checks):
+        warn(f"{check.text}; {check.hint}" if check.hint else check.text)
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -12,11 +12,11 @@ import typer
 from registry.commands.options import (
     ConfigOption,
     JsonOption,
+    NoTestOption,
     RegistryOption,
     YesOption,
     choice,
     given,
-    read_secret,
 )
 from registry.commands.output import (
     USAGE,
@@ -28,23 +28,22 @@ from registry.commands.output import (
     print_json,
     print_record,
     print_table,
-    warn,
+    tell,
 )
+from registry.commands.server_changes import auth_change, server_change, tls_change
 from registry.contract import (
-    AuthQuery,
     ChannelBinding,
-    Credentials,
     ProtocolVersion,
-    Secret,
     TlsMode,
     TlsNegotiation,
     TlsVersion,
 )
-from registry.domain.models import KEEP, Server, ServerChange, Tenant
-from registry.domain.names import parse_address
-from registry.errors import Invalid
+from registry.domain.checks import CheckStatus
+from registry.domain.models import KEEP, Server, Tenant
+from registry.errors import Conflict
 from registry.opening import Registry
-from registry.probe import probe_auth, probe_server, warnings
+from registry.operations.servers import ServerAccess
+from registry.trial import Tried, problems, try_server
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the server.")]
 HostOption = Annotated[
@@ -115,6 +114,9 @@ BindingOption = Annotated[
     ChannelBinding | None, choice("--channel-binding", ChannelBinding, "As libpq's channel_binding. (default: prefer)")
 ]
 
+ForceOption = Annotated[bool, typer.Option("--force", help="Register it although its test has failed.")]
+
+FACTS: Final = frozenset({"version", "tls", "max_connections"})
 COLUMNS: Final = ("name", "hosts", "tls", "connections", "reserve", "admin", "role", "draining")
 
 
@@ -159,27 +161,36 @@ def add(
     registry: RegistryOption = None,
     config: ConfigOption = None,
     *,
+    force: ForceOption = False,
+    no_test: NoTestOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a server.
+    """Test a server as `server test` does, and add it if it can be used.
 
     pgtenant server add eu1 --host 10.0.0.5:5432 --tls verify-full --role app --role-password-file app.secret
     """
     with explained():
-        wanted = _change(
+        wanted = server_change(
             host, tls, tls_ca, max_connections, reserve, admin, (admin_password_file, admin_password_env), role,
             (role_password_file, role_password_env),
         )  # fmt: skip
         wanted = replace(
             wanted,
             channel_binding=given(channel_binding),
-            **_auth_change(auth_role, (auth_password_file, auth_password_env), auth_database, auth_query),
-            **_tls_change(tls_cert, tls_key, tls_negotiation, tls_min_version, protocol),
+            **auth_change(auth_role, (auth_password_file, auth_password_env), auth_database, auth_query),
+            **tls_change(tls_cert, tls_key, tls_negotiation, tls_min_version, protocol),
         )
         if wanted.addresses is KEEP:
             fail("a server needs a host", "add --host HOST:PORT", status=USAGE)
-    server = ask(registry, config, lambda opened: opened.service.add_server(name, wanted), writing=True)
-    _print(server, as_json=as_json, done=f"added server {name!r}; `pgtenant server test {name}` tries it out")
+
+    async def work(opened: Registry) -> tuple[Server, Tried | None]:
+        service, tried = opened.service, None
+        if not no_test:
+            tried = await _test(await service.preview_server(name, wanted, is_new=True), "added", force=force)
+        return await service.add_server(name, wanted), tried
+
+    server, tried = ask(registry, config, work, writing=True)
+    _print(server, tried, as_json=as_json, done=f"added server {name!r}")
 
 
 def change(
@@ -211,27 +222,38 @@ def change(
     *,
     no_tls_cert: Annotated[bool, typer.Option("--no-tls-cert", help="Show it no certificate any more.")] = False,
     no_auth_role: Annotated[bool, typer.Option("--no-auth-role", help="Ask it for no verifiers any more.")] = False,
+    force: ForceOption = False,
+    no_test: NoTestOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Change a server; what is left out stays.
+    """Test a server with the change made, and change it if it can be used; what is left out stays.
 
     Other hosts or another role make new backends; those in use are closed when their transaction ends.
+
+    pgtenant server set eu1 --host 10.0.0.6 --host 10.0.0.5
     """
     with explained():
-        wanted = _change(
+        wanted = server_change(
             host, tls, tls_ca, max_connections, reserve, admin, (admin_password_file, admin_password_env), role,
             (role_password_file, role_password_env),
         )  # fmt: skip
         wanted = replace(
             wanted,
             channel_binding=given(channel_binding),
-            **_auth_change(
+            **auth_change(
                 auth_role, (auth_password_file, auth_password_env), auth_database, auth_query, cleared=no_auth_role
             ),
-            **_tls_change(tls_cert, tls_key, tls_negotiation, tls_min_version, protocol, cleared=no_tls_cert),
+            **tls_change(tls_cert, tls_key, tls_negotiation, tls_min_version, protocol, cleared=no_tls_cert),
         )
-    server = ask(registry, config, lambda opened: opened.service.set_server(name, wanted), writing=True)
-    _print(server, as_json=as_json, done=f"changed server {name!r}")
+
+    async def work(opened: Registry) -> tuple[Server, Tried | None]:
+        service, tried = opened.service, None
+        if not no_test:
+            tried = await _test(await service.preview_server(name, wanted, is_new=False), "changed", force=force)
+        return await service.set_server(name, wanted), tried
+
+    server, tried = ask(registry, config, work, writing=True)
+    _print(server, tried, as_json=as_json, done=f"changed server {name!r}")
 
 
 def show_all(registry: RegistryOption = None, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
@@ -271,51 +293,34 @@ def try_out(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Log in to a server and report version, TLS, latency, connections and rights.
+    """Log in to a server and report version, TLS, latency, connections and rights, and what to mend.
 
-    It logs in as the server's admin, or with its default role where it has no admin.
+    It logs in as the server's admin, or with its default role where it has no admin; all hosts are tried.
     """
-
-    async def work(opened: Registry) -> tuple[Server, Credentials | None, Secret | None, AuthQuery | None]:
-        service = opened.service
-        server, credentials = await service.server(name), await service.server_credentials(name)
-        return server, credentials, await service.server_tls_key(name), await service.server_auth(name)
-
-    server, credentials, tls_key, auth = ask(registry, config, work)
-    if credentials is None:
+    access = ask(registry, config, lambda opened: opened.service.server_access(name))
+    if access.admin is None:
         fail(f"the registry has no role for server {name!r}", f"`pgtenant server set {name} --admin USER ...` sets one")
-    probes = asyncio.run(probe_server(server, credentials, tls_key=tls_key, database=database))
-    last = probes[-1]
-    found = warnings(server, last)
-    if auth is not None and last.problem is None:
-        problem = asyncio.run(probe_auth(server, auth, last.address, tls_key=tls_key))
-        if problem is not None:
-            found.append(f"it cannot be asked for verifiers as {auth.credentials.user!r}: {problem}")
+    tried = asyncio.run(try_server(access, database=database))
+    used = tried.used
     if as_json:
-        print_json({"server": name, "user": credentials.user, "ok": last.problem is None, "probes": probes,
-                    "warnings": found})  # fmt: skip
+        print_json({"server": name, "user": access.admin.user, "ok": used is not None, "checks": tried.checks,
+                    "probes": tried.probes})  # fmt: skip
     else:
-        for one in probes:
-            if one.problem is not None:
-                warn(f"{name} at {one.address.host}:{one.address.port}: {one.problem}")
-        for text in found:
-            warn(text)
-    if last.problem is not None:
-        fail(
-            f"server {name!r} cannot be used",
-            "check that it runs, its hosts, TLS mode, role, password and the database",
-        )
+        tell(tried.checks)
+    if used is None:
+        worst = problems(tried.checks)[0]
+        fail(f"server {name!r} cannot be used", worst.hint)
     if not as_json:
         print_record(
             [
-                ("address", last.address),
-                ("logged in as", credentials.user),
-                ("version", f"PostgreSQL {last.version}"),
-                ("TLS", last.tls or "none"),
-                ("login", _milliseconds(last.login_time)),
-                ("latency", _milliseconds(last.latency)),
-                ("connections", f"{last.connections} of {last.max_connections}"),
-                ("may create databases", last.may_create_databases),
+                ("address", used.address),
+                ("logged in as", access.admin.user),
+                ("version", f"PostgreSQL {used.version}"),
+                ("TLS", used.tls or "none"),
+                ("login", _milliseconds(used.login_time)),
+                ("latency", _milliseconds(used.latency)),
+                ("connections", f"{used.connections} of {used.max_connections}"),
+                ("may create databases", used.may_create_databases),
             ]
         )
 
@@ -350,80 +355,24 @@ def remove(
     _print(server, as_json=as_json, done=f"removed server {name!r}")
 
 
-def _change(
-    host: list[str] | None,
-    tls: TlsMode | None,
-    tls_ca: Path | None,
-    max_connections: int | None,
-    reserve: int | None,
-    admin: str | None,
-    admin_password: tuple[str | None, str | None],
-    role: str | None,
-    role_password: tuple[str | None, str | None],
-) -> ServerChange:
-    return ServerChange(
-        addresses=tuple(parse_address(one) for one in host) if host else KEEP,
-        tls_mode=given(tls),
-        tls_ca=given(None if tls_ca is None else _read_pem("tls_ca", tls_ca)),
-        max_connections=given(max_connections),
-        reserve=given(reserve),
-        admin_user=given(admin),
-        admin_password=given(read_secret("admin password", file=admin_password[0], variable=admin_password[1])),
-        role_user=given(role),
-        role_password=given(read_secret("role password", file=role_password[0], variable=role_password[1])),
-    )
+async def _test(access: ServerAccess, done: str, *, force: bool) -> Tried:
+    """Try a server before it is registered; raises Conflict where it cannot be used, unless that is forced."""
+    tried = await try_server(access)
+    worst = problems(tried.checks)
+    if not force and worst and worst[0].status is CheckStatus.FAILED:
+        hint = f"{worst[0].hint}; --force registers it all the same, --no-test without trying it"
+        raise Conflict(f"server {access.server.name!r} was not {done}: {worst[0].text}", hint)
+    return tried
 
 
-def _auth_change(
-    role: str | None,
-    password: tuple[str | None, str | None],
-    database: str | None,
-    query: str | None,
-    *,
-    cleared: bool = False,
-) -> dict[str, Any]:
-    return {
-        "auth_user": given(role, cleared=cleared),
-        "auth_password": given(read_secret("auth password", file=password[0], variable=password[1]), cleared=cleared),
-        "auth_database": given(database, cleared=cleared),
-        "auth_query": given(query, cleared=cleared),
-    }
-
-
-def _tls_change(
-    cert: Path | None,
-    key: str | None,
-    negotiation: TlsNegotiation | None,
-    min_version: TlsVersion | None,
-    protocol: ProtocolVersion | None,
-    *,
-    cleared: bool = False,
-) -> dict[str, Any]:
-    return {
-        "tls_cert": given(None if cert is None else _read_pem("tls_cert", cert), cleared=cleared),
-        "tls_key": given(read_secret("TLS key", file=key, variable=None), cleared=cleared),
-        "tls_negotiation": given(negotiation),
-        "tls_min_version": given(min_version),
-        "protocol": given(protocol),
-    }
-
-
-def _read_pem(field: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except OSError as error:
-        raise Invalid(
-            field, f"{path} cannot be read: {error.strerror}", "name a PEM file that this user may read"
-        ) from None
-    except UnicodeDecodeError:
-        raise Invalid(field, f"{path} is no PEM file", "PEM text with -----BEGIN ...-----") from None
-
-
-def _print(server: Server, *, as_json: bool, done: str) -> None:
+def _print(server: Server, tried: Tried | None = None, *, as_json: bool, done: str) -> None:
+    checks = () if tried is None else tried.checks
     if as_json:
-        print_json(_members(server))
-    else:
-        note(done)
+        print_json(_members(server) if tried is None else {**_members(server), "checks": checks})
+        return
+    tell(checks)
+    facts = [check.text for check in checks if check.name in FACTS and check.status is CheckStatus.OK]
+    note(f"{done}: {', '.join(facts)}" if facts else done)
 
 
 def _members(server: Server) -> dict[str, Any]:

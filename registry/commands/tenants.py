@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import typer
@@ -9,19 +10,24 @@ import typer
 from registry.commands.options import (
     ConfigOption,
     JsonOption,
+    NoTestOption,
     RegistryOption,
+    StrictOption,
     YesOption,
     choice,
     given,
     read_limits,
     read_secret,
 )
-from registry.commands.output import ask, confirm, explained, note, print_json, print_record, print_table
+from registry.commands.output import ask, confirm, explained, note, print_json, print_record, print_table, tell
 from registry.contract import Limits, PoolMode, ResetPolicy, SessionStatePolicy, TenantState, VerifierSource
+from registry.domain.checks import Check
 from registry.domain.limits import LIMIT_NAMES
 from registry.domain.models import KEEP, Keep, LoginRecord, Tenant, TenantChange
 from registry.domain.servers import Placement
 from registry.opening import Registry
+from registry.service import RegistryService
+from registry.trial import Depth, problems, refusal, try_tenant
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="Slug or alias of the tenant.")]
 ServerOption = Annotated[str | None, typer.Option("--server", metavar="NAME", help="Server that has its database.")]
@@ -114,9 +120,13 @@ def add(
     *,
     shared: SharedOption = False,
     force: ForceOption = False,
+    no_test: NoTestOption = False,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add a tenant on a database that exists; without one it is PENDING, and its clients are refused.
+
+    Its role logs in to the database once; what is wrong, and what to do about it, is told as a warning.
 
     pgtenant tenant add acme --server eu1 --database acme_data --limit pool_size=10
     """
@@ -135,11 +145,16 @@ def add(
             limits=read_limits(limit, Limits()) if limit else KEEP,
             shared=shared,
         )
-    tenant = ask(
-        registry, config, lambda opened: opened.service.add_tenant(slug, wanted, _placement(force=force)), writing=True
-    )
+    trial = _Trial(no_test=no_test, strict=strict, placement=_placement(force=force))
+
+    async def work(opened: Registry) -> tuple[Tenant, list[Check]]:
+        found = await trial.run(opened.service, slug, wanted, is_new=True)
+        return await opened.service.add_tenant(slug, wanted, trial.placement), found
+
+    tenant, found = ask(registry, config, work, writing=True)
     _print(
         tenant,
+        found,
         as_json=as_json,
         done=f"added tenant {slug!r}, {tenant.state}; {_next_step(tenant)}",
     )
@@ -211,6 +226,8 @@ def change(
     shared: SharedOption = False,
     no_shared: Annotated[bool, typer.Option("--no-shared", help="Serve it from the shared database no more.")] = False,
     force: ForceOption = False,
+    no_test: NoTestOption = False,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Change a tenant; what is left out stays.  In force in under a second; transactions end where they began.
@@ -220,29 +237,29 @@ def change(
     with explained():
         password = read_secret("role password", file=role_password_file, variable=role_password_env)
 
-    async def work(opened: Registry) -> Tenant:
-        limits = KEEP if not limit else read_limits(limit, (await opened.service.tenant(tenant)).limits)
-        return await opened.service.set_tenant(
-            tenant,
-            TenantChange(
-                server=given(server, cleared=no_database),
-                database_name=given(database, cleared=no_database),
-                aliases=_several(alias, cleared=no_alias),
-                role_user=given(role, cleared=no_role),
-                role_password=given(password, cleared=no_role),
-                pool_mode=given(pool_mode),
-                reset=given(reset),
-                session_state=given(session_state),
-                verifiers=given(verifiers, cleared=no_verifiers),
-                networks=_several(network, cleared=no_network),
-                limits=limits,
-                shared=_switch(on=shared, off=no_shared),
-            ),
-            _placement(force=force),
-        )
+    trial = _Trial(no_test=no_test, strict=strict, placement=_placement(force=force))
 
-    changed = ask(registry, config, work, writing=True)
-    _print(changed, as_json=as_json, done=f"tenant {changed.slug!r} is as asked, {changed.state}")
+    async def work(opened: Registry) -> tuple[Tenant, list[Check]]:
+        limits = KEEP if not limit else read_limits(limit, (await opened.service.tenant(tenant)).limits)
+        wanted = TenantChange(
+            server=given(server, cleared=no_database),
+            database_name=given(database, cleared=no_database),
+            aliases=_several(alias, cleared=no_alias),
+            role_user=given(role, cleared=no_role),
+            role_password=given(password, cleared=no_role),
+            pool_mode=given(pool_mode),
+            reset=given(reset),
+            session_state=given(session_state),
+            verifiers=given(verifiers, cleared=no_verifiers),
+            networks=_several(network, cleared=no_network),
+            limits=limits,
+            shared=_switch(on=shared, off=no_shared),
+        )
+        found = await trial.run(opened.service, tenant, wanted, is_new=False)
+        return await opened.service.set_tenant(tenant, wanted, trial.placement), found
+
+    changed, found = ask(registry, config, work, writing=True)
+    _print(changed, found, as_json=as_json, done=f"tenant {changed.slug!r} is as asked, {changed.state}")
 
 
 def suspend(
@@ -297,11 +314,29 @@ def _several(values: list[str] | None, *, cleared: bool = False) -> tuple[str, .
     return () if wanted is None else wanted
 
 
-def _print(tenant: Tenant, *, as_json: bool, done: str) -> None:
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    no_test: bool
+    strict: bool
+    placement: Placement
+
+    async def run(self, service: RegistryService, name: str, change: TenantChange, *, is_new: bool) -> list[Check]:
+        """What speaks against a change of a tenant's place; raises Conflict where that is to be refused."""
+        lodging = await service.preview_tenant(name, change, self.placement, is_new=is_new)
+        if lodging is None:
+            return []
+        found = problems(await try_tenant(lodging, Depth.REGISTRY if self.no_test else Depth.SERVERS))
+        if found and self.strict:
+            raise refusal(f"tenant {name!r} was not {'added' if is_new else 'changed'}", found)
+        return found
+
+
+def _print(tenant: Tenant, found: list[Check] | None = None, *, as_json: bool, done: str) -> None:
     if as_json:
-        print_json(_members(tenant))
-    else:
-        note(done)
+        print_json(_members(tenant) if found is None else {**_members(tenant), "checks": found})
+        return
+    tell(found or ())
+    note(done)
 
 
 def _members(tenant: Tenant) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
-from typing import Final
+from typing import Final, Protocol
 
+from registry.domain.checks import Check
 from registry.manifest.differences import Difference
 from registry.manifest.parse import Manifest
 from registry.manifest.plan import NewIds, PasswordJob, Plan, Planner, count_new, password_jobs
@@ -35,6 +36,7 @@ class Stage(StrEnum):
     READING = "reading the registry"
     PASSWORDS = "hashing passwords"
     COMPARING = "comparing"
+    TRYING = "trying servers and databases"
     WRITING = "writing"
 
 
@@ -54,6 +56,15 @@ class Applied:
 
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
+    checks: tuple[Check, ...] = ()
+
+
+class Inspector(Protocol):
+    """Looks at a change of the registry before it is written."""
+
+    async def examine(self, before: Contents, after: Contents) -> tuple[Check, ...]:
+        """What speaks against the change; raises RegistryError to have it refused."""
+        ...
 
 
 async def apply_manifest(
@@ -63,21 +74,29 @@ async def apply_manifest(
     prune: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
+    inspector: Inspector | None = None,
 ) -> Applied:
     """Bring the registry in line with a manifest; `prune` removes what it does not name.
 
-    A dry run does the same and writes nothing.  Raises ManifestError with file and line, and changes nothing then.
+    A dry run does the same and writes nothing.  `inspector` looks at what would be written, while nothing is locked.
+    Raises ManifestError with file and line, and changes nothing then.
     """
     work = _Work(manifest, service.vault, prune=prune, rehearsal=dry_run, progress=progress or Progress())
+    work.inspector = inspector
     plan = await (work.rehearse(service) if dry_run else work.carry_out(service))
-    return Applied(plan.differences, tuple(manifest.warnings()))
+    return Applied(plan.differences, tuple(manifest.warnings()), work.checks)
 
 
-async def rehearse_on_nothing(manifest: Manifest, vault: Vault, *, progress: Progress | None = None) -> Applied:
+async def rehearse_on_nothing(
+    manifest: Manifest, vault: Vault, *, progress: Progress | None = None, inspector: Inspector | None = None
+) -> Applied:
     """Say what a manifest would make of a registry that does not exist yet; raises ManifestError."""
     work = _Work(manifest, vault, prune=False, rehearsal=True, progress=progress or Progress())
-    plan = await work.plan(nothing(), NewIds(count(1), count(1), count(1)))
-    return Applied(plan.differences, tuple(manifest.warnings()))
+    work.inspector = inspector
+    contents = nothing()
+    plan = await work.plan(contents, NewIds(count(1), count(1), count(1)))
+    await work.inspect(contents, plan)
+    return Applied(plan.differences, tuple(manifest.warnings()), work.checks)
 
 
 class _Work:
@@ -88,6 +107,8 @@ class _Work:
         self._rehearsal = rehearsal
         self._progress = progress
         self._verifiers: dict[tuple[tuple[str, str], str], str] = {}
+        self.inspector: Inspector | None = None
+        self.checks: tuple[Check, ...] = ()
 
     async def rehearse(self, service: RegistryService) -> Plan:
         self._progress.begin(Stage.READING)
@@ -101,7 +122,9 @@ class _Work:
             ),
             default=0,
         )
-        return await self.plan(contents, NewIds(count(above), count(above), count(above)))
+        plan = await self.plan(contents, NewIds(count(above), count(above), count(above)))
+        await self.inspect(contents, plan)
+        return plan
 
     async def carry_out(self, service: RegistryService) -> Plan:
         for _ in range(ATTEMPTS):
@@ -123,7 +146,15 @@ class _Work:
         contents = await service.contents()
         ids = NewIds(*map(iter, await service.new_ids(*count_new(contents, self._manifest))))
         plan = await self.plan(contents, ids)
+        await self.inspect(contents, plan)
         return contents.version, plan, await asyncio.to_thread(difference, contents, plan.after)
+
+    async def inspect(self, contents: Contents, plan: Plan) -> None:
+        """Let the inspector look at the change, once."""
+        inspector, self.inspector = self.inspector, None
+        if inspector is not None and plan.differences:
+            self._progress.begin(Stage.TRYING)
+            self.checks = await inspector.examine(contents, plan.after)
 
     async def plan(self, contents: Contents, ids: NewIds) -> Plan:
         jobs = password_jobs(contents, self._manifest, rehearsal=self._rehearsal)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,6 +24,10 @@ from registry.store.transaction import Transaction
 TABLE: Final = "servers"
 DEFAULT_AUTH_DATABASE: Final = "postgres"
 SECRETS: Final = ("admin_password", "role_password", "auth_password", "tls_key")
+
+
+Opener: TypeAlias = Callable[[bytes | None, str], Secret | None]
+"""Opens a sealed secret in its context, as `Vault.open` does."""
 
 
 class Outdated(Enum):
@@ -56,7 +60,7 @@ async def get_server(connection: AsyncConnection, name: str) -> Server:
 async def add_server(tx: Transaction, name: str, change: ServerChange) -> Server:
     """Add a server; raises Conflict where there is one of that name."""
     if await _row(tx.connection, name) is not None:
-        raise Conflict(f"there is a server {name!r} already", "choose another name, or change that one")
+        raise _present(name)
     return await _write(tx, Server(0, name, ()), None, change)
 
 
@@ -78,43 +82,71 @@ async def remove_server(tx: Transaction, name: str) -> Server:
     return server
 
 
-async def server_credentials(connection: AsyncConnection, vault: Vault, name: str) -> Credentials | None:
-    """With what administrators log in: the admin user, else the default role; raises NotFound, SecretError."""
+@dataclass(frozen=True, slots=True)
+class ServerAccess:
+    """A server with its secrets opened: what it takes to log in to it.
+
+    `admin` is with what it is administered: the admin, else the default role; `role` is that default role.
+    """
+
+    server: Server
+    admin: Credentials | None
+    role: Credentials | None
+    auth: AuthQuery | None
+    tls_key: Secret | None = field(repr=False)
+
+
+async def server_access(connection: AsyncConnection, vault: Vault, name: str) -> ServerAccess:
+    """The server of this name with its secrets; raises NotFound, SecretError."""
     row = await _row(connection, name)
     if row is None:
         raise _absent(name)
-    for user, column in ((row.admin_user, "admin_password"), (row.role_user, "role_password")):
-        if user is not None:
-            return Credentials(user, vault.open(getattr(row, column), secret_context(TABLE, row.id, column)))
-    return None
+    return access_to(server_of(row), {column: row._mapping[column] for column in SECRETS}, vault.open)
 
 
-async def server_tls_key(connection: AsyncConnection, vault: Vault, name: str) -> Secret | None:
-    """The key of the certificate that a server is shown; raises NotFound, SecretError."""
+async def preview_server(
+    connection: AsyncConnection, vault: Vault, name: str, change: ServerChange, *, is_new: bool
+) -> ServerAccess:
+    """What `add_server` or `set_server` would make of a server, which is not written; raises what they raise."""
     row = await _row(connection, name)
-    if row is None:
+    if is_new and row is not None:
+        raise _present(name)
+    if not is_new and row is None:
         raise _absent(name)
-    return vault.open(row.tls_key, secret_context(TABLE, row.id, "tls_key"))
+    before = Server(0, name, ()) if row is None else server_of(row)
+    present = {column: None if row is None else row._mapping[column] for column in SECRETS}
+    resolved = resolve_server(vault, before, present, change, is_new=is_new)
+    return access_to(resolved.server, resolved.sealed.columns, vault.open)
 
 
-async def server_auth(connection: AsyncConnection, vault: Vault, name: str) -> AuthQuery | None:
-    """How the server is asked for the verifiers of its roles, None where it is not; raises NotFound, SecretError."""
-    row = await _row(connection, name)
-    if row is None:
-        raise _absent(name)
-    return auth_query_of(row, vault.open)
+def access_to(server: Server, sealed: Mapping[str, bytes | None], open_secret: Opener) -> ServerAccess:
+    """The same of a server whose sealed secrets are at hand; raises what the opener raises."""
+
+    def credentials(user: str | None, column: str) -> Credentials | None:
+        if user is None:
+            return None
+        return Credentials(user, open_secret(sealed[column], secret_context(TABLE, server.server_id, column)))
+
+    role = credentials(server.role_user, "role_password")
+    return ServerAccess(
+        server,
+        admin=credentials(server.admin_user, "admin_password") or role,
+        role=role,
+        auth=auth_query_of(server, sealed, open_secret),
+        tls_key=open_secret(sealed["tls_key"], secret_context(TABLE, server.server_id, "tls_key")),
+    )
 
 
-def auth_query_of(row: Any, open_secret: Callable[[bytes | None, str], Secret | None]) -> AuthQuery | None:
-    """The same for a row of `servers`."""
-    if row.auth_user is None:
+def auth_query_of(server: Server, sealed: Mapping[str, bytes | None], open_secret: Opener) -> AuthQuery | None:
+    """How a server is asked for the verifiers of its roles, None where it is not."""
+    if server.auth_user is None:
         return None
     # The admin's password reaches nodes only where the operator has named the admin as the role that asks.
-    is_admin = row.auth_user == row.admin_user and row.auth_password is None
+    is_admin = server.auth_user == server.admin_user and sealed["auth_password"] is None
     column = "admin_password" if is_admin else "auth_password"
-    password = open_secret(getattr(row, column), secret_context(TABLE, row.id, column))
-    database, query = row.auth_database or DEFAULT_AUTH_DATABASE, row.auth_query or DEFAULT_AUTH_QUERY
-    return AuthQuery(Credentials(row.auth_user, password), database, query)
+    password = open_secret(sealed[column], secret_context(TABLE, server.server_id, column))
+    database, query = server.auth_database or DEFAULT_AUTH_DATABASE, server.auth_query or DEFAULT_AUTH_QUERY
+    return AuthQuery(Credentials(server.auth_user, password), database, query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +210,10 @@ async def _outdate(tx: Transaction, server_id: int, outdated: Outdated) -> None:
 
 async def _row(connection: AsyncConnection, name: str) -> Any:
     return (await connection.execute(sa.select(servers).where(servers.c.name == name))).one_or_none()
+
+
+def _present(name: str) -> Conflict:
+    return Conflict(f"there is a server {name!r} already", "choose another name, or change that one")
 
 
 def _absent(name: str) -> NotFound:

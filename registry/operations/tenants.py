@@ -56,10 +56,7 @@ async def add_tenant(
     tx: Transaction, slug: str, change: TenantChange, placement: Placement = Placement.CHECKED
 ) -> Tenant:
     """Add a tenant, READY where it has a database and PENDING where not; raises Conflict, Invalid, NotFound."""
-    taken = await find_tenant(tx.connection, slug)
-    if taken is not None:
-        what = "there is a tenant" if taken.slug == slug else f"tenant {taken.slug!r} has the alias"
-        raise Conflict(f"{what} {slug!r} already", "choose another slug, or change that tenant")
+    await check_is_free(tx.connection, slug)
     # The row needs an id before its secrets can be sealed and its names stored; the transaction hides the bare row.
     new = Tenant(0, check_slug(slug), TenantState.PENDING)
     inserted = sa.insert(tenants).values(tenant_values(new)).returning(tenants.c.id)
@@ -67,6 +64,14 @@ async def add_tenant(
     names = sa.insert(tenant_names).values(name=slug, tenant_id=new.tenant_id, is_slug=True)
     await tx.connection.execute(names)
     return await _write(tx, new, change, placement, is_new=True)
+
+
+async def check_is_free(connection: AsyncConnection, slug: str) -> None:
+    """Raise Conflict where a tenant has this name already."""
+    taken = await find_tenant(connection, slug)
+    if taken is not None:
+        what = "there is a tenant" if taken.slug == slug else f"tenant {taken.slug!r} has the alias"
+        raise Conflict(f"{what} {slug!r} already", "choose another slug, or change that tenant")
 
 
 async def set_tenant(
@@ -129,7 +134,7 @@ async def _write(
 ) -> Tenant:
     stored = sa.select(tenants.c.role_password).where(tenants.c.id == before.tenant_id)
     present = {"role_password": (await tx.connection.execute(stored)).scalar_one()}
-    server_id = await _server_id(tx, before, change, placement)
+    server_id = await find_place(tx.connection, before, change, placement)
     after, sealed = resolve_tenant(tx.vault, before, present, change, server_id=server_id, is_new=is_new)
     if after == before and sealed.columns == present and not is_new:
         return before
@@ -141,12 +146,15 @@ async def _write(
     return after
 
 
-async def _server_id(tx: Transaction, before: Tenant, change: TenantChange, placement: Placement) -> int | None:
+async def find_place(
+    connection: AsyncConnection, before: Tenant, change: TenantChange, placement: Placement
+) -> int | None:
+    """The id of the server that a change asks for, or of the one it has; raises NotFound, Conflict."""
     if change.server is KEEP:
         return before.server_id
     if change.server is None:
         return None
-    server = await get_server(tx.connection, change.server)
+    server = await get_server(connection, change.server)
     if placement is Placement.CHECKED and server.server_id != before.server_id:
         check_placement(server)
     return server.server_id

@@ -123,7 +123,7 @@ async def test_a_manifest_makes_what_it_says(registry: Registry, directory: Path
     server = await service.server("eu1")
     assert server.addresses == (Address("10.0.0.1"), Address("10.0.0.2", 6000))
     assert (server.tls_mode, server.max_connections, server.reserve) == (TlsMode.REQUIRE, 200, 20)
-    assert await service.server_credentials("eu1") == Credentials("postgres", Secret("admin secret"))
+    assert (await service.server_access("eu1")).admin == Credentials("postgres", Secret("admin secret"))
     route = (await reader.route_by_name("acme-old")).value
     assert route is not None
     assert route.role == Credentials("app", Secret("role secret"))
@@ -335,7 +335,7 @@ async def test_an_export_makes_the_same_registry_elsewhere(
     async with open_registry(f"sqlite:///{directory}/copy.db", keyring) as copy:
         await put(copy, text, environment=environment)
         assert await export_manifest(copy.service) == text
-        assert await copy.service.server_credentials("eu1") == await registry.service.server_credentials("eu1")
+        assert (await copy.service.server_access("eu1")).admin == (await registry.service.server_access("eu1")).admin
         assert (await copy.reader.route_by_name("a_b")).value is not None
 
 

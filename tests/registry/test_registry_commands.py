@@ -20,19 +20,22 @@ from registry.secrets import generate_key
 from registry.verifiers import build_verifier, fits
 
 Run = Callable[..., Result]
+TESTING = (("server", "add"), ("server", "set"), ("tenant", "add"), ("tenant", "set"), ("registry", "apply"))
+"""The commands that try servers out; most tests here are about servers that there are not."""
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `pgtenant ARGUMENTS` on an SQLite registry of this test's own."""
+    """Run `pgtenant ARGUMENTS` on an SQLite registry of this test's own; `tests`: and let it try servers out."""
     app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
     cli.register(app)
     monkeypatch.setenv("PGTENANT_REGISTRY", f"sqlite:///{tmp_path}/registry.db")
     monkeypatch.setenv("PGTENANT_ENCRYPTION_KEYS", generate_key("k1"))
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments: str, stdin: str = "", status: int = 0) -> Result:
-        result = CliRunner().invoke(app, list(arguments), input=stdin)
+    def invoke(*arguments: str, stdin: str = "", status: int = 0, tests: bool = False) -> Result:
+        more = ["--no-test"] if arguments[:2] in TESTING and "--help" not in arguments and not tests else []
+        result = CliRunner().invoke(app, [*arguments, *more], input=stdin)
         assert result.exit_code == status, result.output
         return result
 
@@ -311,7 +314,10 @@ def test_a_server_is_tried_out(run: Run, pg17: ServerFacts, pg18: ServerFacts, m
     assert probe["tls"].startswith("TLSv1")
     assert probe["may_create_databases"] is True
     assert 0 < probe["latency"] < 1
-    assert "the registry allows 100000 connections" in found["warnings"][0]
+    told = {check["name"]: check for check in found["checks"] if check["status"] != "ok"}
+    assert list(told) == ["max_connections"]
+    assert "the registry allows 100000 connections" in told["max_connections"]["text"]
+    assert f"pgtenant server set new --max-connections {probe['max_connections']}" in told["max_connections"]["hint"]
     text = run("server", "test", "old")
     assert "PostgreSQL 18" in text.stdout
     assert "none" in text.stdout
@@ -323,15 +329,20 @@ def test_a_server_that_cannot_be_asked_for_verifiers_is_found_out(
     database = make_database(pg18)
     monkeypatch.setenv("PW", pg18.password)
     monkeypatch.setenv("ROLE_PW", database.password)
+
+    def denials() -> list[str]:
+        checks = answer(run, "server", "test", "new")["checks"]
+        return [check["text"] for check in checks if check["name"] == "verifiers" and check["status"] == "warning"]
+
     run("server", "add", "new", "--host", f"{pg18.host}:{pg18.port}", "--tls", "disable",
         "--admin", pg18.superuser, "--admin-password-env", "PW", "--auth-role", pg18.superuser)  # fmt: skip
-    assert answer(run, "server", "test", "new")["warnings"] == []
+    assert denials() == []
     run("server", "set", "new", "--auth-role", database.role, "--auth-password-env", "ROLE_PW")
-    (denied,) = answer(run, "server", "test", "new")["warnings"]
+    (denied,) = denials()
     assert "permission denied for table pg_authid" in denied
     for query, told in (("SELECT $1::text, 1, 2", "must have $1 alone"), ("SELECT 'x', $1::text", "does not exist")):
         run("server", "set", "new", "--auth-query", query)
-        (warning,) = answer(run, "server", "test", "new")["warnings"]
+        (warning,) = denials()
         assert told in warning
 
 
@@ -343,7 +354,7 @@ def test_a_server_that_cannot_be_used_says_why(
     add = ("server", "add", "x", "--host", "127.0.0.1:1", "--host", f"{pg18.host}:{pg18.port}")
     run(*add, "--role", database.role, "--role-password-env", "PW")
     tried = run("server", "test", "x")
-    assert "x at 127.0.0.1:1" in tried.stderr
+    assert "127.0.0.1:1: connection refused; another host of the server answers" in tried.stderr
     assert "may create databases  no" in tried.stdout
     monkeypatch.setenv("PW", "wrong password")
     run("server", "set", "x", "--role-password-env", "PW")
@@ -354,6 +365,74 @@ def test_a_server_that_cannot_be_used_says_why(
     assert "SSL" in run("server", "test", "x", status=1).stderr
     run("server", "set", "x", "--host", "127.0.0.1:1")
     assert "127.0.0.1:1: connection refused" in run("server", "test", "x", status=1).stderr
+
+
+def test_a_server_is_tested_before_it_is_registered(
+    run: Run, pg18: ServerFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PW", pg18.password)
+    monkeypatch.setenv("WRONG", "wrong password")
+    there = ("--host", f"{pg18.host}:{pg18.port}", "--tls", "disable", "--admin", pg18.superuser)
+    refused = run("server", "add", "eu1", *there, "--admin-password-env", "WRONG", status=1, tests=True)
+    assert "server 'eu1' was not added: " in refused.stderr
+    assert "password authentication failed" in refused.stderr
+    assert "--force registers it all the same" in refused.stderr
+    assert "wrong password" not in refused.output
+    assert answer(run, "server", "list") == []
+    added = run("server", "add", "eu1", *there, "--admin-password-env", "PW", tests=True).stderr
+    assert "added server 'eu1': PostgreSQL 18" in added
+    assert "connections in use" in added
+    moved = run("server", "set", "eu1", "--host", "127.0.0.1:1", status=1, tests=True).stderr
+    assert "server 'eu1' was not changed: 127.0.0.1:1: connection refused" in moved
+    assert answer(run, "server", "show", "eu1")["hosts"] == [f"{pg18.host}:{pg18.port}"]
+    forced = run("server", "set", "eu1", "--host", "127.0.0.1:1", "--force", tests=True).stderr
+    assert "warning: 127.0.0.1:1: connection refused" in forced
+    assert answer(run, "server", "show", "eu1")["hosts"] == ["127.0.0.1:1"]
+    back = answer(run, "server", "set", "eu1", "--host", f"{pg18.host}:{pg18.port}", tests=True)
+    assert {check["status"] for check in back["checks"]} == {"ok"}
+    assert {"address", "version", "tls", "max_connections"} == {check["name"] for check in back["checks"]}
+
+
+def test_a_server_without_a_role_is_only_reached(run: Run, pg18: ServerFacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", pg18.password)
+    added = run("server", "add", "bare", "--host", f"{pg18.host}:{pg18.port}", tests=True).stderr
+    assert "nobody has logged in to it; `pgtenant server set bare --admin USER" in added
+    assert "127.0.0.1:1: connection refused" in run(
+        "server", "add", "none", "--host", "127.0.0.1:1", status=1, tests=True
+    ).stderr  # fmt: skip
+    # A password of the person who runs this is none that nodes have.
+    lacking = run("server", "add", "x", "--host", f"{pg18.host}:{pg18.port}", "--tls", "disable", "--admin",
+                  pg18.superuser, status=1, tests=True).stderr  # fmt: skip
+    assert "server 'x' was not added" in lacking
+
+
+def test_a_tenant_that_cannot_be_served_is_added_with_a_warning_or_strictly_not_at_all(
+    run: Run, pg18: ServerFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PW", pg18.password)
+    run("server", "add", "eu1", "--host", f"{pg18.host}:{pg18.port}", "--tls", "disable",
+        "--admin", pg18.superuser, "--admin-password-env", "PW")  # fmt: skip
+    asked = ("tenant", "add", "acme", "--server", "eu1", "-d", "nowhere")
+    refused = run(*asked, "--strict", status=1, tests=True).stderr
+    assert "tenant 'acme' was not added: tenant 'acme' has no role to log in with" in refused
+    assert "hint: `pgtenant tenant set acme --role USER" in refused
+    assert answer(run, "tenant", "list") == []
+    added = run(*asked, tests=True).stderr
+    assert "warning: there is no database 'nowhere' on server 'eu1'" in added
+    assert "added tenant 'acme', READY" in added
+    changed = answer(run, "tenant", "set", "acme", "-d", "nowhere-else", tests=True)
+    assert [check["name"] for check in changed["checks"]] == ["role", "database"]
+    assert answer(run, "tenant", "set", "acme", "--limit", "pool_size=3", tests=True)["checks"] == []
+    assert "was not changed" in run("tenant", "set", "acme", "-d", "x", "--strict", status=1, tests=True).stderr
+    twin = '[[tenant]]\nslug = "twin"\nserver = "eu1"\ndatabase = "nowhere-else"\nrole = "r"\n'
+    (tmp_path / "m.toml").write_text(twin)
+    rehearsed = run("registry", "apply", "m.toml", "--dry-run", tests=True).stderr
+    assert "as is 'acme': they reach each other's data" in rehearsed
+    assert "cannot log in" not in rehearsed, "a dry run tries nothing"
+    strict = run("registry", "apply", "m.toml", "--strict", status=1, tests=True).stderr
+    assert "error: nothing was applied: " in strict
+    assert "cannot log in to database 'nowhere-else'" in run("registry", "apply", "m.toml", tests=True).stderr
+    assert "Nothing to change." in run("registry", "apply", "m.toml", "--strict", tests=True).stdout
 
 
 class Node(BaseHTTPRequestHandler):

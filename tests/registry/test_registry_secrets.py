@@ -92,8 +92,8 @@ async def test_a_secret_moved_to_another_row_cannot_be_opened(registry: Registry
         ).scalar_one()
         await tx.connection.execute(sa.update(servers).where(servers.c.name == "eu2").values(role_password=stored))
     with pytest.raises(SecretError, match="servers/2/role_password"):
-        await registry.service.server_credentials("eu2")
-    assert await registry.service.server_credentials("eu1") == Credentials("app", Secret("of the server"))
+        await registry.service.server_access("eu2")
+    assert (await registry.service.server_access("eu1")).admin == Credentials("app", Secret("of the server"))
 
 
 async def test_rotation_seals_everything_with_the_first_key(registry_url: str) -> None:
@@ -121,7 +121,7 @@ async def test_rotation_seals_everything_with_the_first_key(registry_url: str) -
         assert await registry.reader.version() == version
     async with open_registry(registry_url, KeyRing.parse(new)) as registry:
         assert await registry.reader.mock_secret() == mock
-        assert await registry.service.server_credentials("eu1") == Credentials("admin", Secret("a"))
+        assert (await registry.service.server_access("eu1")).admin == Credentials("admin", Secret("a"))
         route = (await registry.reader.route_by_name("acme")).value
         assert route is not None
         assert route.role == Credentials("own", Secret("c"))

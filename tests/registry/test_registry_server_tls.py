@@ -162,4 +162,4 @@ async def test_a_manifest_names_files_and_an_export_names_a_variable(
     complete = parse_manifest(exported, environment={"SERVER_EU1_TLS_KEY": pair[1].reveal()})
     await registry.service.remove_server("eu1")
     assert len((await apply_manifest(registry.service, complete)).differences) == 1
-    assert await registry.service.server_tls_key("eu1") == pair[1]
+    assert (await registry.service.server_access("eu1")).tls_key == pair[1]

@@ -50,8 +50,8 @@ def test_a_settings_file_that_is_missing_is_told_with_a_hint(run: Run, command: 
 
 def test_names_with_brackets_are_shown_as_they_are(run: Run) -> None:
     run("registry", "upgrade")
-    assert run("server", "add", "eu1", "--host", "h", "--role", "[/role]")[0] == 0
-    assert run("tenant", "add", "acme", "--server", "eu1", "--database", "[/data]")[0] == 0
+    assert run("server", "add", "eu1", "--host", "h", "--role", "[/role]", "--no-test")[0] == 0
+    assert run("tenant", "add", "acme", "--server", "eu1", "--database", "[/data]", "--no-test")[0] == 0
     status, output, _ = run("route", "explain", "--user", "[/user]", "--database", "acme")
     assert status == 1
     for name in ("[/user]", "[/data]", "[/role]"):
@@ -63,8 +63,8 @@ def test_an_explanation_says_that_a_database_is_shared_or_missing_in_words_that_
     run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "node.toml").write_text('[routing]\nshared_tenant = "commons"\n')
-    run("server", "add", "eu1", "--host", "h", "--role", "app")
-    run("tenant", "add", "commons", "--server", "eu1", "--database", "everybodys")
+    run("server", "add", "eu1", "--host", "h", "--role", "app", "--no-test")
+    run("tenant", "add", "commons", "--server", "eu1", "--database", "everybodys", "--no-test")
     for slug, *more in (("newco", "--shared"), ("pending",)):
         run("tenant", "add", slug, *more)
         run("login", "add", "app", "--tenant", slug)

@@ -1,0 +1,200 @@
+"""Trying out where tenants live: what is told when a tenant is made that cannot be served, or not alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from harness.databases import Database
+from harness.registries import RegistryUnderTest
+
+from proxy.demo.facts import ServerFacts
+from registry.contract import Address, Secret, TlsMode, VerifierSource
+from registry.domain.checks import Check, CheckStatus
+from registry.domain.models import ServerChange, TenantChange
+from registry.domain.servers import Placement
+from registry.errors import Conflict
+from registry.manifest import apply_manifest, parse_manifest
+from registry.manifest.apply import Applied
+from registry.secrets import KeyRing, Vault
+from registry.trial import Depth, Examiner, Strictness, problems, try_tenant
+
+MakeDatabase = Callable[..., Database]
+
+
+@pytest.fixture
+def there(registry_under_test: RegistryUnderTest, pg18: ServerFacts) -> RegistryUnderTest:
+    registry_under_test.add_server(pg18, "eu1", tls_mode=TlsMode.DISABLE)
+    return registry_under_test
+
+
+@pytest.fixture
+def registry_under_test(tmp_path: Any) -> RegistryUnderTest:
+    return RegistryUnderTest(tmp_path)
+
+
+def told(
+    registry: RegistryUnderTest, slug: str = "acme", *, depth: Depth = Depth.SERVERS, **change: Any
+) -> list[Check]:
+    """What is said of a tenant that is to be added."""
+
+    async def look(service: Any) -> list[Check]:
+        lodging = await service.preview_tenant("acme", TenantChange(**change), Placement.CHECKED, is_new=True)
+        return problems(await try_tenant(lodging, depth))
+
+    return registry.do(look)
+
+
+def test_a_tenant_that_can_be_served_needs_no_words(
+    there: RegistryUnderTest, pg18: ServerFacts, make_database: MakeDatabase
+) -> None:
+    assert told(there, **there.place(make_database(pg18))) == []
+    assert told(there) == [], "it has no place yet"
+    assert told(there, shared=True) == []
+
+
+def test_a_database_that_does_not_exist_is_told_with_the_next_step(
+    there: RegistryUnderTest, pg18: ServerFacts, make_database: MakeDatabase
+) -> None:
+    place = {**there.place(make_database(pg18)), "database_name": "nowhere"}
+    (check,) = told(there, **place)
+    assert (check.name, check.status) == ("database", CheckStatus.FAILED)
+    assert check.text == "there is no database 'nowhere' on server 'eu1', on which tenant 'acme' is"
+    assert "pgtenant tenant set acme --database NAME" in check.hint
+    missing, role = sorted(told(there, server="eu1", database_name="nowhere"), key=lambda check: check.name)
+    assert missing == check, "the admin has looked"
+    assert role.name == "role"
+
+
+def test_a_role_that_cannot_log_in_is_told_with_the_next_step(
+    there: RegistryUnderTest, pg18: ServerFacts, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_database(pg18)
+    place = there.place(database)
+    (wrong,) = told(there, **{**place, "role_password": Secret("wrong")})
+    assert (wrong.name, wrong.status) == ("login", CheckStatus.FAILED)
+    assert "password authentication failed" in wrong.text
+    assert "wrong" not in wrong.text
+    monkeypatch.setenv("PGPASSWORD", database.password)
+    (lacking,) = told(there, **{**place, "role_password": None})
+    assert "and no password is stored for it" in lacking.text
+    assert "--role-password-file FILE` stores its password" in lacking.hint
+    pg18.psql(f'alter database "{database.name}" owner to postgres')
+    pg18.psql(f'revoke connect on database "{database.name}" from public, "{database.role}"')
+    (barred,) = told(there, **place)
+    assert "may not connect to database" in barred.text
+    assert f'GRANT CONNECT ON DATABASE "{database.name}" TO "{database.role}"' in barred.hint
+    pg18.psql(f'alter role "{database.role}" nologin')
+    (mute,) = told(there, **place)
+    assert "is not permitted to log in" in mute.text
+
+
+def test_no_role_at_all_is_told_where_users_are_no_roles_themselves(there: RegistryUnderTest) -> None:
+    place: dict[str, Any] = {"server": "eu1", "database_name": "postgres"}
+    (check,) = told(there, **place)
+    assert check.text == "tenant 'acme' has no role to log in with, and server 'eu1' no default role"
+    there.set_server("eu1", auth_user="postgres")
+    assert told(there, **place) == []
+    (check,) = told(there, **place, verifiers=VerifierSource.REGISTRY)
+    assert check.name == "role"
+
+
+def test_the_database_of_another_tenant_is_told_also_under_another_name_of_the_server(
+    there: RegistryUnderTest, pg18: ServerFacts, make_database: MakeDatabase
+) -> None:
+    database = make_database(pg18)
+    there.add_tenant("globex", database)
+    (check,) = told(there, **there.place(database))
+    assert (check.name, check.status) == ("database", CheckStatus.WARNING)
+    assert "as is 'globex': they reach each other's data" in check.text
+    more = ServerChange(addresses=(Address("127.0.0.9", 1), Address(pg18.host, pg18.port)), tls_mode=TlsMode.DISABLE)
+    there.do(lambda service: service.add_server("same", more))
+    assert told(there, depth=Depth.REGISTRY, **{**there.place(database), "server": "same"}) == [
+        replace(check, text=check.text.replace("eu1", "same"))
+    ]
+    there.do(lambda service: service.add_server("other", ServerChange(addresses=(Address("127.0.0.9", 1),))))
+    assert told(there, depth=Depth.REGISTRY, **{**there.place(database), "server": "other"}) == []
+
+
+def test_a_server_that_cannot_be_asked_is_no_verdict_on_the_tenant(there: RegistryUnderTest) -> None:
+    there.set_server("eu1", addresses=(Address("127.0.0.1", 1),))
+    (check,) = told(there, server="eu1", database_name="x", role_user="app")
+    assert (check.name, check.status) == ("server", CheckStatus.WARNING)
+    assert "could not be asked from here" in check.text
+
+
+def test_a_change_that_moves_nothing_tries_nothing(
+    there: RegistryUnderTest, pg18: ServerFacts, make_database: MakeDatabase
+) -> None:
+    there.add_tenant("acme", make_database(pg18))
+
+    async def look(service: Any, change: TenantChange) -> Any:
+        return await service.preview_tenant("acme", change, Placement.CHECKED, is_new=False)
+
+    assert there.do(lambda service: look(service, TenantChange(aliases=("acme-inc",)))) is None
+    assert there.do(lambda service: look(service, TenantChange(database_name="x"))).tenant.database_name == "x"
+
+
+MANIFEST = """
+[[server]]
+name = "eu1"
+host = "{host}:{port}"
+tls = "disable"
+admin = "{superuser}"
+admin_password_env = "ADMIN"
+
+[[server]]
+name = "down"
+host = "127.0.0.1:1"
+
+[[tenant]]
+slug = "good"
+server = "eu1"
+database = "{database}"
+role = "{role}"
+role_password_env = "ROLE"
+
+[[tenant]]
+slug = "lost"
+server = "eu1"
+database = "nowhere"
+role = "{role}"
+role_password_env = "ROLE"
+"""
+UNREACHABLE = "".join(
+    f'[[tenant]]\nslug = "t{number}"\nserver = "down"\ndatabase = "d{number}"\nrole = "r"\n' for number in range(40)
+)
+
+
+def test_a_manifest_is_looked_into_before_it_is_applied(
+    registry_under_test: RegistryUnderTest, pg18: ServerFacts, make_database: MakeDatabase
+) -> None:
+    registry, database = registry_under_test, make_database(pg18)
+    text = MANIFEST.format(
+        host=pg18.host, port=pg18.port, superuser=pg18.superuser, database=database.name, role=database.role
+    )
+    environment = {"ADMIN": pg18.password, "ROLE": database.password}
+
+    def put(text: str, strictness: Strictness = Strictness.WARN, depth: Depth = Depth.SERVERS) -> Applied:
+        manifest = parse_manifest(text, environment=environment)
+        examiner = Examiner(Vault(KeyRing.parse(registry.keys)), depth, strictness)
+        return registry.do(lambda service: apply_manifest(service, manifest, inspector=examiner))
+
+    with pytest.raises(
+        Conflict, match=r"nothing was applied: server 'down': 127\.0\.0\.1:1: connection refused"
+    ) as caught:
+        put(text, Strictness.REFUSE)
+    assert "(and 1 more)" in caught.value.message
+    assert registry.do(lambda service: service.tenants()) == []
+    checks = put(text).checks
+    assert [check.name for check in checks] == ["address", "database"]
+    assert "there is no database 'nowhere' on server 'eu1', on which tenant 'lost' is" in checks[1].text
+    assert put(text).checks == (), "nothing is new"
+    (once,) = put(text + UNREACHABLE).checks
+    assert "server 'down' could not be asked from here, so the database of 40 tenants was not tried" in once.text
+    twice = f'[[tenant]]\nslug = "twin"\nserver = "eu1"\ndatabase = "{database.name}"\n'
+    shared, role = put(text + UNREACHABLE + twice, depth=Depth.REGISTRY).checks
+    assert "as is 'good': they reach each other's data" in shared.text
+    assert role.name == "role"
