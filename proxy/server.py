@@ -271,6 +271,10 @@ class Node:
         has_other_keys = not plan.keys.is_same(self.keys)
         await self.resolver.adopt(plan.rules, resolver_config(plan.settings))
         self._put_in_force(plan)
+        for _ in self.tenancy.follow(defaults_of(plan.settings), self.resolver.current, self.hub.selector.now):
+            await asyncio.sleep(0)
+        # With the lifetimes that pools have now.
+        self.dialer.follow(dial_settings(plan.settings))
         if has_other_keys:
             await self.resolver.ask_anew()
         await self.secrets.look()
@@ -278,7 +282,7 @@ class Node:
 
     def _put_in_force(self, plan: Plan) -> None:
         """Bring what was read to where it is used.  What a client or backend was given when it came stays with it."""
-        before, settings, now = self.settings, plan.settings, self.hub.selector.now
+        before, settings = self.settings, plan.settings
         self.settings, self.admin_token, self.client_tls = settings, plan.admin_token, plan.tls
         self.keys.take(plan.keys)
         if settings.log != before.log:
@@ -297,10 +301,8 @@ class Node:
         self.ledger.max_backends = self.shares.backends
         self.ledger.max_connecting = settings.pool.max_connecting
         self.hub.driver.foreign_wait = settings.pool.cross_tenant_wait
-        self.tenancy.follow(defaults_of(settings), self.resolver.current, now)
-        self.dialer.follow(dial_settings(settings))
         self.ledger.refresh_flags()
-        self.hub.driver.grow_all(now)
+        self.hub.driver.grow_all(self.hub.selector.now)
 
     def _share_out_anew(self) -> None:
         """Share descriptors out by the settings of now; what is too much of something goes as it ends."""

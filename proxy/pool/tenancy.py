@@ -6,7 +6,7 @@ generation, server and service is decided here, and carried out by the driver.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -204,13 +204,18 @@ class Tenancy:
         for pool in list(tenant.pools):
             self._follow(pool, route, now)
 
-    def follow(self, defaults: Defaults, current: Callable[[int], Route | None], now: float) -> None:
-        """Hold tenants without limits of their own to other ones from now on; `current` knows their routes by id."""
+    def follow(self, defaults: Defaults, current: Callable[[int], Route | None], now: float) -> Iterator[None]:
+        """Hold tenants without limits of their own to other ones from now on; `current` knows their routes by id.
+
+        Yields after every few tenants, for the caller to give the loop its turn.
+        """
         self.defaults = defaults
-        for tenant_id in list(self.node.tenants):
+        for number, tenant_id in enumerate(list(self.node.tenants), start=1):
             route = current(tenant_id)
             if route is not None:
                 self.apply_route(tenant_id, route, now)
+            if number % SLICE == 0:
+                yield
 
     def forget_cold(self, now: float, after: float) -> int:
         """Free the ledgers of tenants that hold nothing and have had no client for `after` seconds; return how many."""
@@ -296,6 +301,9 @@ class Tenancy:
             server.max_connections = capacity(info)
         return server
 
+
+SLICE: Final = 50
+"""Tenants that get other limits in one turn of the loop."""
 
 ROUTES_OWN: Final = ""
 """Stands in a pool's key for the route's own role, which may change its name."""

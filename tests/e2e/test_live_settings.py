@@ -14,10 +14,12 @@ import pytest
 from harness.certificates import Certificates
 from harness.databases import Database
 from harness.proxy import ADMIN_TOKEN, ProxyProcess
+from harness.rawclient import startup
 from harness.registries import RegistryUnderTest
 from harness.waiting import wait_until
 from typer.testing import CliRunner
 
+from proxy.auth import ScramClient
 from proxy.cli import make_app
 from proxy.demo.facts import ServerFacts
 from registry.contract import Secret
@@ -120,6 +122,30 @@ def test_a_broken_file_changes_nothing_and_is_told_to_whoever_asked(
         assert reload(proxy)[0] == 401
         assert reload(proxy, "another") == (200, {"registry_version": 1, "changed": [], "needs_restart": []})
         assert "another" not in proxy.logs()
+
+
+def test_whoever_proves_to_be_a_tenants_user_never_gets_to_the_console_by_a_reload_meanwhile(
+    registry: RegistryUnderTest, pg18: ServerFacts, make_database: Callable[..., Database], tmp_path: Path
+) -> None:
+    tenant = registry.add_tenant("acme", make_database(pg18))
+    users = {tenant.user: build_verifier(ANN, os.urandom(16))}
+    with ProxyProcess(tmp_path, registry.url, registry.keys) as proxy:
+        for admins, password in ((users, tenant.password), ({}, ANN)):
+            with proxy.connect() as client:
+                client.send(startup({"user": tenant.user, "database": tenant.slug}))
+                scram = ScramClient(password, os.urandom(18))
+                client._answer(client.read(), scram, tenant.user, password)
+                challenge = client.read()
+                rewrite(proxy, console={"database": tenant.slug, "admins": admins})
+                assert reload(proxy)[0] == 200
+                client._answer(challenge, scram, tenant.user, password)
+                if admins:
+                    client.read_until("Z")
+                    assert client.rows("select current_database()") == [(tenant.database.name,)]
+                else:
+                    assert client.read_until("E")[-1].fields["C"] == "28P01", "who was the console's user is nobody now"
+        assert "console connected" not in proxy.logs()
+        assert proxy.metric("pgtenant_internal_errors_total") == 0
 
 
 def test_keys_are_rotated_without_a_restart(

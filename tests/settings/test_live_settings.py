@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -17,9 +17,10 @@ from routing.fake_registry import FakeRegistry, make_route
 
 from proxy.auth import Attempt, build_verifier
 from proxy.net.client_tls import ClientTls
+from proxy.net.dialer import Opened
 from proxy.net.relay_loop import RelaySelector
 from proxy.observability.logs import Limiter
-from proxy.pool.ledger import PoolLedger
+from proxy.pool.ledger import PoolLedger, open_entry
 from proxy.reloading import Told
 from proxy.server import Node
 from proxy.settings import ReloadFailed, Settings, admin_token, load_settings, needs_restart
@@ -432,6 +433,33 @@ async def test_a_token_and_keys_that_are_written_anew_into_their_files_are_chang
         assert done.changed == ("http.admin_token_file", "registry.encryption_keys_file")
         assert (world.node.admin_token, world.node.keys.first) == ("two", "k2")
         assert world.registry.asked["id"] == 2, "what could not be opened before is asked for again"
+
+
+async def test_backends_that_are_open_live_as_long_as_new_ones(files: dict[str, Path], tmp_path: Path) -> None:
+    before = base("", files)
+    async with running(tmp_path, before) as world:
+        node, now = world.node, world.selector.now
+        young, old = (open_entry(node.ledger, world.pool, ident, now - ident) for ident in (1, 1_000))
+        for entry in (young, old):
+            node.dialer._where[entry] = cast("Opened", None)
+        world.write(with_setting(before, "pool.server_lifetime", 10.0))
+        await node.reload()
+        assert now + 8.0 <= young.expires_at <= now + 9.0, "ten seconds from its opening, less the jitter"
+        assert now <= old.expires_at <= now + 1.0, "at once, but not all at the same moment"
+        world.write(with_setting(before, "pool.server_lifetime", 0.0))
+        await node.reload()
+        assert (young.expires_at, old.expires_at) == (0.0, 0.0)
+
+
+async def test_a_client_that_shares_statements_finds_room_for_one_when_sharing_ends(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    before = base("", files)
+    async with running(tmp_path, before) as world:
+        world.write(with_setting(before, "pool.max_prepared_statements", 0))
+        await world.node.reload()
+        assert not world.door._settings.shares_statements
+        assert world.node.dialer._settings.max_statements == 1
 
 
 async def test_limits_of_their_own_are_kept_by_tenants_when_the_defaults_change(
