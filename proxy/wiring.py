@@ -99,7 +99,7 @@ def console_rules(settings: Settings) -> ConsoleRules | None:
                     f"console.{setting}.{name}: {error}",
                     "`pgtenant secrets verifier` makes one from a password; the password itself is not kept anywhere.",
                 ) from None
-    return ConsoleRules(console.database, users, console.max_sessions) if users else None
+    return ConsoleRules(console.database, users, console.max_sessions, console.idle_timeout) if users else None
 
 
 def ask_settings(settings: Settings) -> AskSettings:

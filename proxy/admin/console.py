@@ -36,6 +36,8 @@ SUCCESS: Final = "00000"
 WARNING: Final = "01000"
 """The SQLSTATEs of a notice and of a warning."""
 NO_USER: Final = "the settings have no such console user any more"
+KEPT_SHARE: Final = 4
+"""One session of so many is kept for admins."""
 LAST_WORDS: Final = 0.5
 """Seconds that a session has to take its last message when the node ends."""
 
@@ -58,11 +60,19 @@ class ConsoleUser:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleRules:
-    """By which database name the console is reached, by whom, and by how many at once."""
+    """By which database name the console is reached, by whom, by how many at once, and how long one may be idle."""
 
     database: str
     users: Mapping[str, ConsoleUser]
     max_sessions: int
+    idle_timeout: float
+
+    @property
+    def max_lookers(self) -> int:
+        """The sessions that users who may only look may have: they must not shut admins out."""
+        if self.max_sessions == 1 or not any(user.right is Right.ORDER for user in self.users.values()):
+            return self.max_sessions
+        return self.max_sessions - max(1, self.max_sessions // KEPT_SHARE)
 
 
 class Console:
@@ -71,7 +81,7 @@ class Console:
     def __init__(self, rules: ConsoleRules, node: NodeView) -> None:
         self._rules = rules
         self._node = node
-        self._entering = 0
+        self._entering: list[str] = []
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._why: dict[asyncio.Task[None], str] = {}
         version = f"{POSTGRES_VERSION} (pgtenant {node.build.version})"
@@ -89,7 +99,7 @@ class Console:
 
     @property
     def sessions(self) -> int:
-        return len(self._tasks) + self._entering
+        return len(self._tasks) + len(self._entering)
 
     def follow(self, rules: ConsoleRules | None) -> None:
         """Let other users in from now on, or nobody; sessions of users who are none any more end with a message."""
@@ -106,9 +116,8 @@ class Console:
 
     async def receive(self, guest: Guest) -> None:
         """Complete a login and take the socket over; raises Failure where the console is full, and PeerGone."""
-        if self.sessions >= self._rules.max_sessions:
-            raise Failure(CONSOLE_FULL, limit=self._rules.max_sessions)
-        self._entering += 1
+        self._check_room(guest.user)
+        self._entering.append(guest.user)
         try:
             own = (("session_authorization", guest.user), ("application_name", ""))
             statuses = parameter_statuses((*self._statuses, *own)) + self._warning(guest)
@@ -117,7 +126,7 @@ class Console:
                 raise Failure(TERMINATED, reason=NO_USER)
             sock = guest.io.detach()
         finally:
-            self._entering -= 1
+            self._entering.remove(guest.user)
         self.logins += 1
         task = asyncio.get_running_loop().create_task(self._serve(sock, guest))
         self._tasks[task] = guest.user
@@ -138,7 +147,10 @@ class Console:
         io = HandshakeSocket(sock)
         reason = "internal error"
         try:
-            reason = await Session(io, guest.user, self._around).serve()
+            reason = await Session(io, guest.user, self._around, idle=self._rules.idle_timeout).serve()
+        except Failure as ended:
+            reason = ended.message
+            await farewell(io, fatal_response(ended), seconds=LAST_WORDS)
         except PeerGone as gone:
             reason = str(gone)
         except asyncio.CancelledError:
@@ -164,6 +176,14 @@ class Console:
             hint="Give the console's user another name, or the console another one with console.database.",
         )
         return notice.encode()
+
+    def _check_room(self, user: str) -> None:
+        rules = self._rules
+        if self.sessions >= rules.max_sessions:
+            raise Failure(CONSOLE_FULL, limit=rules.max_sessions, whose="")
+        looking = sum(self._right(one) is Right.LOOK for one in (*self._tasks.values(), *self._entering))
+        if self._right(user) is Right.LOOK and looking >= rules.max_lookers:
+            raise Failure(CONSOLE_FULL, limit=rules.max_lookers, whose=" of users who may only look")
 
     def _right(self, user: str) -> Right:
         """What a user may do now: nobody keeps a right that the settings have taken away."""

@@ -19,7 +19,7 @@ from proxy.admin.facts import FACTS, route
 from proxy.admin.node import NodeView
 from proxy.admin.tables import Row, encode_row
 from proxy.admin.views import VIEWS
-from proxy.errors import INTERNAL, PROTOCOL_VIOLATION, Failure
+from proxy.errors import CONSOLE_IDLE, INTERNAL, PROTOCOL_VIOLATION, Failure
 from proxy.net.handshake_io import HandshakeSocket
 from proxy.wire import ProtocolError
 from proxy.wire.backend import CommandComplete, PortalSuspended
@@ -54,17 +54,24 @@ class Surroundings:
 
 
 class Session:
-    """A session of `user`, from ReadyForQuery to its end; `io` is the caller's to close."""
+    """A session of `user`, from ReadyForQuery to its end; `io` is the caller's to close.
 
-    def __init__(self, io: HandshakeSocket, user: str, around: Surroundings) -> None:
+    It may ask nothing for `idle` seconds; 0: for ever.
+    """
+
+    def __init__(self, io: HandshakeSocket, user: str, around: Surroundings, *, idle: float = 0.0) -> None:
         self._io = io
         self._user = user
         self._around = around
+        self._idle = idle
         self._conversation = Conversation()
         self._out = bytearray()
 
     async def serve(self) -> str:
-        """Serve until the client leaves, and say why it ended; raises PeerGone where the connection was lost."""
+        """Serve until the client leaves, and say why it ended.
+
+        Raises PeerGone where the connection was lost, and Failure where it was idle for too long.
+        """
         try:
             return await self._serve()
         except TimeoutError:
@@ -73,7 +80,7 @@ class Session:
     async def _serve(self) -> str:
         while not self._conversation.over:
             try:
-                kind, body = await self._io.read_frame(MAX_MESSAGE)
+                kind, body = await self._read()
                 await self._answer(kind, body)
             except ProtocolError as error:
                 self._out += self._conversation.failed(Failure(PROTOCOL_VIOLATION, reason=error))
@@ -82,6 +89,13 @@ class Session:
             # Of TLS many messages may be here already, and reading one of them waits for nothing.
             await asyncio.sleep(0)
         return "the client disconnected"
+
+    async def _read(self) -> tuple[int, bytes]:
+        try:
+            async with asyncio.timeout(self._idle or None):
+                return await self._io.read_frame(MAX_MESSAGE)
+        except TimeoutError:
+            raise Failure(CONSOLE_IDLE, seconds=self._idle) from None
 
     async def _answer(self, kind: int, body: bytes) -> None:
         try:

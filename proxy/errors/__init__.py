@@ -30,6 +30,7 @@ from proxy.errors.connecting import (
 )
 from proxy.errors.console import (
     CONSOLE_FULL,
+    CONSOLE_IDLE,
     CONSOLE_NO_PORTAL,
     CONSOLE_NO_STATEMENT,
     CONSOLE_READ_ONLY,
@@ -100,6 +101,7 @@ __all__ = [
     "CLEARTEXT_FORBIDDEN",
     "CLIENT_IDLE_TIMEOUT",
     "CONSOLE_FULL",
+    "CONSOLE_IDLE",
     "CONSOLE_NO_PORTAL",
     "CONSOLE_NO_STATEMENT",
     "CONSOLE_READ_ONLY",

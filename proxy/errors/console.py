@@ -1,4 +1,4 @@
-"""What the SQL console says; its sessions go on after all of these but one."""
+"""What the SQL console says; its sessions go on after all of these but two."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ CONSOLE_FULL: Final = ErrorSpec(
     sqlstate="53300",
     severity=Severity.FATAL,
     log_level="warning",
-    text="the console has {limit} sessions already",
+    text="the console has {limit} sessions{whose} already",
     hint="Close one of them, or raise console.max_sessions.",
+    retry_safe=True,
+)
+CONSOLE_IDLE: Final = ErrorSpec(
+    name="console_idle",
+    sqlstate="57P05",
+    severity=Severity.FATAL,
+    log_level="debug",
+    text="terminating connection due to console.idle_timeout: nothing was asked for more than {seconds:g} s",
+    hint="Connect again; the operator can raise console.idle_timeout.",
     retry_safe=True,
 )
 CONSOLE_UNKNOWN_COMMAND: Final = ErrorSpec(
@@ -81,6 +90,7 @@ RELOAD_FAILED: Final = ErrorSpec(
 
 SPECS: Final = (
     CONSOLE_FULL,
+    CONSOLE_IDLE,
     CONSOLE_UNKNOWN_COMMAND,
     CONSOLE_READ_ONLY,
     CONSOLE_UNSUPPORTED,

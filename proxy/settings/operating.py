@@ -41,7 +41,13 @@ class ConsoleSettings(Section):
         '{ ann = "SCRAM-SHA-256$..." }.',
     )
     stats: Verifiers = live(default={}, description="Users who may only look, in the same way.")
-    max_sessions: Count = live(default=16, description="Sessions at once; they do not count as clients.")
+    max_sessions: Count = live(
+        default=16,
+        description="Sessions at once; they do not count as clients. A quarter of them is kept for admins.",
+    )
+    idle_timeout: Seconds = live(
+        default=3600.0, description="Seconds after which a session that asks nothing is ended; 0 is never."
+    )
 
     @model_validator(mode="after")
     def _users_are_distinct(self) -> ConsoleSettings:

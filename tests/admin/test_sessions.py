@@ -17,6 +17,7 @@ from harness.rawclient import execute, frame, parse, query, sync
 from proxy.admin.commands import Do
 from proxy.admin.node import NodeView
 from proxy.admin.session import Session, Surroundings
+from proxy.errors import Failure
 from proxy.net.client_link import ClientLink
 from proxy.net.front_door import ClientInfo
 from proxy.net.handshake_io import HandshakeSocket
@@ -190,3 +191,14 @@ async def test_a_client_that_takes_nothing_is_left_when_it_breaks_the_protocol(
         far.sendall(frame("\x7f"))
         reason = await Session(HandshakeSocket(near), "ann", sessions.around).serve()
     assert reason == "it did not take its answer in time"
+
+
+async def test_a_session_that_asks_nothing_for_too_long_ends(sessions: Sessions) -> None:
+    far, near = socket.socketpair()
+    for one in (far, near):
+        one.settimeout(0)
+        sessions.stack.callback(one.close)
+    session = Session(HandshakeSocket(near), "ann", sessions.around, idle=0.05)
+    with pytest.raises(Failure) as ended:
+        await session.serve()
+    assert (ended.value.sqlstate, "0.05 s" in ended.value.message) == ("57P05", True)

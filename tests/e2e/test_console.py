@@ -188,6 +188,18 @@ def test_the_console_is_full_before_it_is_a_burden(world: World) -> None:
     assert show(world, "SHOW VERSION")
 
 
+def test_who_may_only_look_leaves_sessions_for_admins(world: World) -> None:
+    sessions = [psycopg.connect(url(world, "watcher", STATS)) for _ in range(3)]
+    try:
+        with pytest.raises(psycopg.OperationalError, match="the console has 3 sessions of users who may only look"):
+            psycopg.connect(url(world, "watcher", STATS))
+        assert show(world, "SHOW VERSION")
+    finally:
+        for session in sessions:
+            session.close()
+    wait_until(lambda: world.proxy.metric("pgtenant_console_sessions") == 0, what="sessions that have ended")
+
+
 @pytest.mark.parametrize(
     "data",
     [

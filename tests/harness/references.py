@@ -71,8 +71,10 @@ which `pgtenant secrets verifier` makes; the password itself is kept nowhere.
   server has a database of that name, the console takes only connections of its own users; if one of these could have
   logged in to the tenant, a warning says so, in the log and to the client.
 - Sessions do not count as clients: the console can be reached when the node has all the clients that it may have, and
-  while the registry is down. `console.max_sessions` bounds them. In the log they are `console connected` and `console
-  disconnected`, in [the metrics](metrics.md) `pgtenant_console_logins_total` and `pgtenant_console_sessions`.
+  while the registry is down. `console.max_sessions` bounds them. Users who may only look get three quarters of that, so
+  that an exporter that leaks connections keeps no admin out. A session that asks nothing for `console.idle_timeout` (an
+  hour) ends with `57P05`. In the log they are `console connected` and `console disconnected`, in
+  [the metrics](metrics.md) `pgtenant_console_logins_total` and `pgtenant_console_sessions`.
 
 ## What it understands
 

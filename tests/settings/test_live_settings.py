@@ -192,6 +192,7 @@ IN_FORCE: dict[str, tuple[Any, Look, object]] = {
     "console.admins": ({"zoe": VERIFIER}, console_users, ["zoe"]),
     "console.stats": ({"zoe": VERIFIER}, console_users, ["ann", "zoe"]),
     "console.max_sessions": (2, lambda running: running.door.console._rules.max_sessions, 2),
+    "console.idle_timeout": (9.5, lambda running: running.door.console._rules.idle_timeout, 9.5),
     "auth.verifiers": ("server", resolvers("verifiers"), "server"),
     "auth.verifier_ttl": (1.5, lambda running: running.node.server_logins._limits.ttl, 1.5),
     "auth.unknown_ttl": (2.5, lambda running: running.node.server_logins._limits.negative_ttl, 2.5),
