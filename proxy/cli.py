@@ -333,8 +333,10 @@ def _print_explanation(found: Explanation) -> None:
         addresses = ", ".join(where.addresses)
         lines = (
             f"tenant {where.tenant} ({where.state}), generation {where.generation}",
-            f"server {where.server} ({addresses}), database {where.database}{', shared' if where.shared else ''}",
-            f"role {where.role}, pool mode {where.pool_mode}",
+            f"server {where.server} ({addresses}), database {where.database}{', shared' if where.shared else ''}"
+            if where.server is not None
+            else "no server and database",
+            f"{'no role' if where.role is None else f'role {where.role}'}, pool mode {where.pool_mode}",
         )
         console.print(escape("\n".join(lines)), highlight=False)
     login = found.login or f"there is no login {found.user} here"

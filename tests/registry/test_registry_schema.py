@@ -171,7 +171,7 @@ async def test_an_upgrade_keeps_what_there_is_and_tells_who_is_not_served_any_mo
         assert await schema.upgrade(database) == ("0001", schema.newest_revision())
     finally:
         await database.close()
-    assert "1 tenants are PENDING (new): " in caplog.text
+    assert "tenants that are PENDING: 1 (new); " in caplog.text
     assert "pgtenant tenant set SLUG --shared" in caplog.text
     async with open_registry(registry_url, keyring) as registry:
         await registry.check_schema()

@@ -75,6 +75,7 @@ def test_an_explanation_says_that_a_database_is_shared_or_missing_in_words_that_
     status, output, _ = run(*asked, "pending")
     assert status == 1
     assert 'refused (57P03): tenant "pending" has no database yet' in output
+    assert "None" not in output
     assert "hint: The operator gives it one with" in output
 
 

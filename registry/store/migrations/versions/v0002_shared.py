@@ -30,8 +30,8 @@ def upgrade() -> None:
     slugs = list(op.get_bind().scalars(pending))
     if slugs:
         log.warning(
-            "%d tenants are PENDING (%s%s): nodes with routing.shared_tenant have served them from the shared database,"
-            " and refuse them from now on; `pgtenant tenant set SLUG --shared` lets one back in",
+            "tenants that are PENDING: %d (%s%s); nodes with routing.shared_tenant have served them from the shared"
+            " database and refuse them from now on; `pgtenant tenant set SLUG --shared` lets one back in",
             len(slugs),
             ", ".join(slugs[:NAMED]),
             ", ..." if len(slugs) > NAMED else "",
