@@ -68,8 +68,6 @@ log = structlog.get_logger(__name__)
 COLD_AFTER: Final = 60.0
 """Seconds without a client or backend after which a tenant's pools are freed."""
 COLD_SWEEP: Final = 5.0
-SECRETS_LOOK: Final = 5.0
-"""Seconds between two attempts to find out whether the keys are those of a registry that could not be asked."""
 CERTIFICATE_LOOK: Final = 1.0
 """Seconds between two looks whether the files of certificates have changed."""
 DRAIN_STEP: Final = 0.05
@@ -206,7 +204,7 @@ class Node:
         self.remembers = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unsettled: set[int] = set()
-        self._last_cold_sweep = self._last_look = self._last_secrets_look = self.clock()
+        self._last_cold_sweep = self._last_look = self.clock()
         self.resolver.subscribe(self._on_route_update)
 
     @property
@@ -332,7 +330,7 @@ class Node:
         return [
             Check("accepting", not self.door.stopping, "stopping" if self.door.stopping else ""),
             Check("registry", status.registry_up or status.version > 0 or self.remembers, registry),
-            Check("keys", not self.secrets.unfit, self.secrets.unfit),
+            Check("keys", not self.secrets.problem, self.secrets.problem),
             # Strangers cause this, and must not be able to take a node out of service by it.
             Check("logins", ok=True, detail=self.gates.crowd()),
             Check("descriptors", ok=True, detail=self.shortfall and f"enough for {self.shortfall}"),
@@ -412,8 +410,7 @@ class Node:
         if self.client_tls is not None and now - self._last_look >= CERTIFICATE_LOOK:
             self._last_look = now
             look_at_certificates(self.client_tls)
-        if not self.secrets.known and now - self._last_secrets_look >= SECRETS_LOOK:
-            self._last_secrets_look = now
+        if self.secrets.is_due(now):
             self.spawn(self.secrets.look())
         if now - self._last_cold_sweep >= COLD_SWEEP:
             self._last_cold_sweep = now

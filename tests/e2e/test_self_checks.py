@@ -55,7 +55,7 @@ def test_a_node_with_the_wrong_keys_is_not_ready_and_says_why(registry: Registry
     assert "not set" in unchecked(check(proxy.config_file, None))["the keys"]
 
 
-def test_a_reload_logs_secrets_that_a_key_of_another_node_has_sealed_and_the_node_stays_ready(
+def test_a_node_that_cannot_open_a_secret_of_another_nodes_key_is_not_ready_and_serves_what_it_can(
     registry: RegistryUnderTest, pg18: ServerFacts, make_database: Callable[..., Database], tmp_path: Path
 ) -> None:
     tenant = registry.add_tenant("acme", make_database(pg18))
@@ -65,15 +65,18 @@ def test_a_reload_logs_secrets_that_a_key_of_another_node_has_sealed_and_the_nod
         registry.do(lambda service: service.set_server("pg18", change))
         headers = {"Authorization": f"Bearer {proxy.config['http']['admin_token']}"}
         assert proxy.http("POST", "/reload", headers=headers)[0] == 200
-        assert "cannot open all secrets of the registry: " in proxy.logs()
+        assert "cannot open all secrets of the registry and is not ready: " in proxy.logs()
         assert "'newer'" in proxy.logs()
-        assert readiness(proxy)[0] == 200, "all nodes find it at once"
+        status, body = readiness(proxy)
+        assert status == 503
+        assert "'newer'" in body
         with psycopg.connect(proxy.url_of(tenant)) as connection:
             assert connection.execute("select 1").fetchone() == (1,), "what it can open goes on"
         registry.do(lambda service: service.set_server("pg18", ServerChange(role_user=None, role_password=None)))
         registry.keys = before
         assert proxy.http("POST", "/reload", headers=headers)[0] == 200
         assert "has the registry's keys now" in proxy.logs()
+        assert readiness(proxy)[0] == 200
 
 
 def test_what_config_check_cannot_look_at_it_says(tmp_path: Path) -> None:
