@@ -25,7 +25,8 @@ SALT_SIZE: Final = 16
 MAX_ITERATIONS: Final = 1_000_000
 MAX_SALT_SIZE: Final = 256
 MAX_TEXT_SIZE: Final = 1024
-MAX_PASSWORD_BYTES: Final = 1000
+MAX_PASSWORD_BYTES: Final = 65_530
+"""The longest that PostgreSQL takes, in a message of 65,535 bytes with its length and a zero byte."""
 
 _TEXT: Final = re.compile(
     r"SCRAM-SHA-256\$([0-9]{1,10}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)", re.ASCII

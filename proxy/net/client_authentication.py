@@ -37,15 +37,12 @@ from proxy.wire.authentication import (
     AuthenticationSASLContinue,
     AuthenticationSASLFinal,
 )
-from proxy.wire.framing import F_PASSWORD, F_TERMINATE, MAX_SASL_BODY
+from proxy.wire.framing import F_PASSWORD, F_TERMINATE, MAX_PASSWORD_BODY, MAX_SASL_BODY
 from proxy.wire.frontend import PasswordMessage, SASLInitialResponse, SASLResponse
 from registry.contract import AuthMethod, Login
 
-MAX_PASSWORD: Final = 16_384
-"""Longest PasswordMessage in bytes: tokens that serve as passwords have a few thousand, and each byte costs work."""
-
-MAX_UNICODE_PASSWORD: Final = 1_024
-"""Longest PasswordMessage in bytes that is not ASCII: SASLprep takes 0.3 s for the worst that could be in 16 kB."""
+LONG_UNICODE: Final = 1_024
+"""Bytes of a password that is not ASCII beyond which it is hashed in a thread, as SASLprep takes its time."""
 
 COSTLY_ITERATIONS: Final = 16_384
 """SCRAM iterations beyond which a password is hashed in a thread, where it holds up nobody."""
@@ -189,7 +186,7 @@ async def _by_scram(
 async def _by_md5(io: HandshakeSocket, stored: str, policy: AuthPolicy, turn: Turn) -> Proof:
     salt = policy.random(SALT_SIZE)
     await io.send(AuthenticationMD5Password(salt).encode())
-    answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD))
+    answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD_BODY))
     async with turn():
         if not verify_md5(stored, salt, answer.password):
             raise WrongPassword("password authentication failed")
@@ -198,11 +195,10 @@ async def _by_md5(io: HandshakeSocket, stored: str, policy: AuthPolicy, turn: Tu
 
 async def _by_cleartext(io: HandshakeSocket, verifier: ScramVerifier, turn: Turn) -> Proof:
     await io.send(_ASK_CLEARTEXT)
-    answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD))
-    if len(answer.password) > MAX_UNICODE_PASSWORD and not answer.password.isascii():
-        raise ProtocolError(f"a password that is not ASCII has at most {MAX_UNICODE_PASSWORD:,} bytes here")
+    answer = PasswordMessage.decode(await _read_answer(io, MAX_PASSWORD_BODY))
+    is_long = len(answer.password) > LONG_UNICODE and not answer.password.isascii()
     async with turn():
-        if verifier.iterations > COSTLY_ITERATIONS:
+        if is_long or verifier.iterations > COSTLY_ITERATIONS:
             fits = await asyncio.to_thread(verify_cleartext, verifier, answer.password)
         else:
             fits = verify_cleartext(verifier, answer.password)

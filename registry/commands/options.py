@@ -160,14 +160,20 @@ def given(value: Any, *, cleared: bool = False) -> Any | Keep:
 def _from_terminal(name: str) -> str:
     if sys.stdin.isatty():
         return getpass.getpass(f"{name}: ")
-    return sys.stdin.read(MAX_PASSWORD_FILE).removesuffix("\n").removesuffix("\r")
+    return _line(name, sys.stdin.read(MAX_PASSWORD_FILE + 1), "standard input")
 
 
 def _from_file(name: str, path: Path) -> str:
     try:
         with path.open(encoding="utf-8") as file:
-            return file.read(MAX_PASSWORD_FILE).removesuffix("\n").removesuffix("\r")
+            return _line(name, file.read(MAX_PASSWORD_FILE + 1), str(path))
     except OSError as error:
         raise Invalid(name, f"{path} cannot be read: {error.strerror}", "name a file that this user may read") from None
     except UnicodeDecodeError:
         raise Invalid(name, f"{path} is not UTF-8 text", "name a file with the secret alone in it") from None
+
+
+def _line(name: str, text: str, where: str) -> str:
+    if len(text) > MAX_PASSWORD_FILE:
+        raise Invalid(name, f"{where} has more than {MAX_PASSWORD_FILE} characters", "give the secret alone")
+    return text.removesuffix("\n").removesuffix("\r")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import time
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ from proxy.auth import (
     verify_cleartext,
     verify_md5,
 )
-from proxy.auth.saslprep import prepare_password
+from proxy.auth.saslprep import compose, prepare_password
 
 SALT = bytes(range(16))
 
@@ -177,3 +179,14 @@ def test_passwords_are_prepared_as_postgresql_does_it(password: str | bytes, pre
 @given(st.binary(max_size=30))
 def test_any_bytes_can_be_a_password(password: bytes) -> None:
     assert isinstance(prepare_password(password), bytes)
+
+
+@given(st.text("a\u00e9\ufb01\u0315\u0316\u0345\u0e33\uac00\u1100\u1161\u11a8\u3099\u304b", min_size=1))
+def test_combining_marks_are_composed_as_unicode_says(text: str) -> None:
+    assert compose(text) == unicodedata.normalize("NFKC", text)
+
+
+def test_a_long_run_of_combining_marks_takes_no_longer_than_other_characters() -> None:
+    began = time.process_time()
+    prepare_password("a" + "\u0315\u0316" * 16_000)
+    assert time.process_time() - began < 0.6, "a second and more where each is put into its place one by one"

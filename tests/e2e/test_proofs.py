@@ -212,6 +212,24 @@ def test_who_began_to_log_in_before_a_change_is_held_to_what_is_in_force(
         assert slow.read().fields["C"] == "28P01"
 
 
+# Long passwords.
+
+
+@pytest.mark.parametrize("letter", ["p", "\u00e9"])
+def test_the_longest_password_that_postgresql_takes_leads_through_on_both_sides(
+    world: World, pg17: ServerFacts, letter: str
+) -> None:
+    longest = letter * (65_530 // len(letter.encode()))
+    tenant = world.tenant(pg17)
+    tenant.database.psql(f"alter role {tenant.database.role} password '{longest}'")
+    world.registry.set_tenant(tenant.slug, role_password=Secret(longest))
+    methods = frozenset({AuthMethod.PASSWORD})
+    change = LoginChange(password=Secret(longest), methods=methods)
+    world.registry.do(lambda service: service.add_login("long", tenant.slug, change))
+    role = whoami(world, tenant, user="long", password=longest, sslmode="require")
+    assert role == tenant.database.role
+
+
 # Failed logins.
 
 
