@@ -7,6 +7,7 @@ from harness.fakeserver import command_complete, error_response, ready
 from harness.rawclient import bind, close, describe, execute, flush, frame, parse, query, sync, terminate
 from harness.relaymodel import RelayPair, copy_data, copy_done, copy_fail
 
+from proxy.session import pins
 from proxy.session.desk import UNNAMED_MOST
 from proxy.session.pins import (
     CALLED,
@@ -445,3 +446,15 @@ def test_terminate_is_seen_while_a_refused_batch_is_dropped() -> None:
 )
 def test_backend_is_taken_only_for_what_can_be_judged(data: bytes, whole: bool) -> None:
     assert FrontState(1).whole(data) is whole
+
+
+def test_every_pin_and_mark_is_a_bit_of_its_own() -> None:
+    several = {"CHANGES", "MARKS", "PINS_DIRTY", "ASKABLE", "LEFT_BY_CLIENT"}
+    bits = {
+        name: value
+        for name, value in vars(pins).items()
+        if isinstance(value, int) and name not in several and not name.startswith("POLICY_")
+    }
+    assert {"PIN_SET", "ROLES_CHANGED", "CONCERNS_NODE"} <= bits.keys()
+    assert all(value.bit_count() == 1 for value in bits.values())
+    assert len(set(bits.values())) == len(bits)
