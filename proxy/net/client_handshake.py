@@ -65,9 +65,11 @@ FAREWELL_SECONDS: Final = 1.0
 
 TLS_HANDSHAKE_SECONDS: Final = 10.0
 """How long a TLS handshake may take whose first message has arrived: some round trips, and what the processor needs."""
+TLS_HURRIED_SECONDS: Final = 2.0
+"""The same while others wait for their handshake: it may be strangers who hold them up."""
 
-TlsTurn: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
-"""What a TLS handshake has to wait for, and holds while it is under way."""
+TlsTurn: TypeAlias = Callable[[], AbstractAsyncContextManager[bool | None]]
+"""What a TLS handshake has to wait for, and holds while it is under way; says whether others wait."""
 
 ClientGone: TypeAlias = PeerGone
 """The client closed or lost the connection, or TLS with it failed: nothing more can be said."""
@@ -192,12 +194,13 @@ async def _begin_tls(io: HandshakeSocket, tls: ClientTls, turn: TlsTurn, *, dire
     """Go over to TLS; a handshake takes memory from its beginning, so there are few at once, and none lasts long."""
     descriptor = io.sock.fileno()
     await io.peek_tls_record()
-    async with turn():
+    async with turn() as others_wait:
+        seconds = TLS_HURRIED_SECONDS if others_wait else TLS_HANDSHAKE_SECONDS
         try:
-            async with asyncio.timeout(TLS_HANDSHAKE_SECONDS):
+            async with asyncio.timeout(seconds):
                 await io.start_tls(tls.context, server_side=True)
         except TimeoutError:
-            raise TlsFailed(f"the handshake was not over in {TLS_HANDSHAKE_SECONDS:g} s") from None
+            raise TlsFailed(f"the handshake was not over in {seconds:g} s") from None
         finally:
             shown = tls.take_shown(descriptor)
     connection = io.tls

@@ -62,12 +62,12 @@ class Gate:
         return ticket
 
     @asynccontextmanager
-    async def place(self, host: str) -> AsyncIterator[None]:
-        """Wait for a place, and have it until the block ends."""
+    async def place(self, host: str) -> AsyncIterator[bool]:
+        """Wait for a place, and have it until the block ends; says whether others still wait."""
         ticket = self.arrive(host)
         try:
             await ticket.admitted()
-            yield
+            yield self.places.queued > 0
         finally:
             ticket.leave()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import psycopg
 import pytest
 from harness.certificates import Certificates
 from harness.proxy import ProxyProcess
-from harness.rawclient import SSL_REQUEST
+from harness.rawclient import SSL_REQUEST, client_hello
 from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import allowed, wait_until
 from harness.world import World
@@ -65,16 +64,6 @@ def request_tls(sock: socket.socket) -> None:
 def half_a_handshake(sock: socket.socket) -> None:
     """Begin a TLS handshake, and leave it there."""
     sock.sendall(client_hello())
-
-
-def client_hello() -> bytes:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.set_alpn_protocols(["postgresql"])
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    with pytest.raises(ssl.SSLWantReadError):
-        context.wrap_bio(incoming, outgoing).do_handshake()
-    return outgoing.read()
 
 
 @contextmanager
