@@ -170,6 +170,7 @@ class FrontDoor:
         """Hold logins to other settings from now on; nobody who is logged in is dropped."""
         tls = settings.greet.tls
         self._settings = settings
+        self._reception.proxied = settings.proxied
         self._keeper.follow(settings.auth, settings.slowdown, None if tls is None else tls.mode)
 
     async def welcome(self, sock: socket.socket, peer: PeerAddress) -> None:

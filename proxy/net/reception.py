@@ -23,7 +23,7 @@ class Reception:
 
     def __init__(self, gates: Gates, proxied: ProxyPolicy | None) -> None:
         self._gates = gates
-        self._proxied = proxied
+        self.proxied = proxied
 
     def ask(self, io: HandshakeSocket, host: str) -> Ticket:
         """Ask for a login's place, for the calling task: it is cancelled if it has to give the place up."""
@@ -34,7 +34,7 @@ class Reception:
             self.turn_away(io)
             task.cancel()
 
-        is_balancer = self._proxied is not None and self._proxied.trusts(host)
+        is_balancer = self.proxied is not None and self.proxied.trusts(host)
         return self._gates.logins.arrive(None if is_balancer else host, silent_on=io.sock.fileno(), evict=evict)
 
     async def receive(self, io: HandshakeSocket, peer: PeerAddress, visit: Visit, ticket: Ticket) -> None:
@@ -43,8 +43,8 @@ class Reception:
         Raises TurnedAway where there is no place, HeaderRefused and PeerGone.
         """
         await ticket.admitted()
-        if self._proxied is not None:
-            host, port = await real_address(io, peer, self._proxied)
+        if self.proxied is not None:
+            host, port = await real_address(io, peer, self.proxied)
             visit.address = f"{host}:{port}"
             await ticket.move(host)
         await io.peek(1)

@@ -101,6 +101,23 @@ def test_settings_are_changed_while_clients_stay(
         assert client.execute("select 3").fetchone() == (3,)
 
 
+def test_load_balancers_and_places_for_logins_are_those_of_the_file(
+    registry: RegistryUnderTest, pg18: ServerFacts, make_database: Callable[..., Database], tmp_path: Path
+) -> None:
+    tenant = registry.add_tenant("acme", make_database(pg18))
+    with ProxyProcess(tmp_path, registry.url, registry.keys) as proxy:
+        rewrite(proxy, listen={"proxy_protocol": "require", "proxy_networks": ["127.0.0.0/8"], "max_logins": 9})
+        assert hang_up(proxy)["event"] == "reloaded"
+        assert proxy.metric("pgtenant_login_places_max", kind="login") == 9
+        with proxy.connect() as client:
+            client.send(b"PROXY TCP4 192.0.2.9 127.0.0.1 50009 6432\r\n")
+            client.login(tenant.user, tenant.password, tenant.slug)
+        rewrite(proxy, listen={"proxy_protocol": "off", "trusted_networks": ["127.0.0.0/8"]})
+        assert hang_up(proxy)["event"] == "reloaded"
+        with proxy.connect() as client:
+            client.login(tenant.user, tenant.password, tenant.slug)
+
+
 def test_a_broken_file_changes_nothing_and_is_told_to_whoever_asked(
     registry: RegistryUnderTest, tmp_path: Path
 ) -> None:
