@@ -11,6 +11,7 @@ from typing import Any, cast
 import structlog
 
 from proxy.net.descriptors import raise_limit
+from proxy.net.garbage import spare_what_is_there
 from proxy.net.relay_loop import RelaySelector
 from proxy.observability.logs import ignored_errors_in_the_log
 from proxy.server import Node
@@ -37,6 +38,7 @@ async def serve(node: Node, *, on_ready: Callable[[Node], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         loop.add_signal_handler(signal.SIGHUP, lambda: node.spawn(node.reload_on_signal()))
+        spare_what_is_there()
         on_ready(node)
         await stopping.wait()
         grace = node.settings.shutdown.grace

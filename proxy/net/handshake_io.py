@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -54,8 +55,9 @@ class Turnstile:
     """Limits how much of the handshakes is done in one turn of the event loop, so that a storm of logins does not stall
     the established sessions.
 
-    A turn lets at most `steps` handshakes go on, and none once `seconds` have gone by since its first.  Who is not let
-    through asks again in the next turn: descriptors are watched level-triggered.
+    A turn lets at most `steps` handshakes go on, and none once `seconds` have gone by since its first.  The others
+    queue.  Their descriptors are not to be watched meanwhile: the system tells of those that are ready one after the
+    other, and established sessions would be behind all that only wait for their turn.
     """
 
     def __init__(self, steps: int = 8, seconds: float = 0.0015, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,19 +66,37 @@ class Turnstile:
         self._clock = clock
         self._taken = 0
         self._since = 0.0
+        self._queue: deque[Callable[[], None]] = deque()
+        self._is_turning = False
 
-    def enter(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Ask to go on in this turn."""
-        if self._taken == 0:
-            self._since = self._clock()
-            loop.call_soon(self._next_turn)
-        elif self._taken >= self._steps or self._clock() - self._since > self._seconds:
+    def enter(self, loop: asyncio.AbstractEventLoop, go_on: Callable[[], None]) -> bool:
+        """Call `go_on` now, or in the turn that it gets by queueing; says whether it has been called."""
+        if not self._is_turning:
+            self._is_turning = True
+            self._taken = 0
+            loop.call_soon(self._next_turn, loop)
+        if self._queue or not self._has_room():
+            self._queue.append(go_on)
             return False
-        self._taken += 1
+        self._take(go_on)
         return True
 
-    def _next_turn(self) -> None:
+    def _has_room(self) -> bool:
+        return self._taken == 0 or (self._taken < self._steps and self._clock() - self._since <= self._seconds)
+
+    def _take(self, go_on: Callable[[], None]) -> None:
+        if self._taken == 0:
+            self._since = self._clock()
+        self._taken += 1
+        go_on()
+
+    def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._taken = 0
+        self._is_turning = bool(self._queue)
+        if self._is_turning:
+            loop.call_soon(self._next_turn, loop)
+        while self._queue and self._has_room():
+            self._take(self._queue.popleft())
 
 
 class HandshakeSocket:
@@ -348,7 +368,13 @@ class HandshakeSocket:
         if self._step is None:
             # Early bytes, or a hang-up, while nobody reads: without this the loop would spin.
             self._unwatch()
-        elif self._turnstile is None or self._turnstile.enter(self._loop):
+        elif self._turnstile is None:
+            self._step()
+        elif not self._turnstile.enter(self._loop, self._go_on):
+            self._unwatch()
+
+    def _go_on(self) -> None:
+        if self._step is not None:
             self._step()
 
     def _watch(self, what: int) -> None:

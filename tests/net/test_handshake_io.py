@@ -135,23 +135,57 @@ async def test_detach_and_close_leave_the_descriptor_unknown_to_the_loop() -> No
             assert not loop.remove_writer(sock.fileno())
 
 
-def test_a_turnstile_lets_a_few_through_per_turn() -> None:
-    class Loop(asyncio.SelectorEventLoop):
-        pass
-
+def test_a_turnstile_lets_a_few_through_per_turn_in_the_order_in_which_they_came() -> None:
     now = [0.0]
-    loop = Loop()
+    loop = asyncio.new_event_loop()
+    through: list[str] = []
+
+    def turn() -> str:
+        """What goes on in one turn of the loop."""
+        through.clear()
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        return "".join(through)
+
+    def come(names: str) -> list[bool]:
+        return [gate.enter(loop, lambda name=name: through.append(name)) for name in names]  # type: ignore[misc]
+
     try:
         gate = Turnstile(steps=3, seconds=1.0, clock=lambda: now[0])
-        assert [gate.enter(loop) for _ in range(5)] == [True, True, True, False, False]
-        loop.run_until_complete(asyncio.sleep(0))
-        assert gate.enter(loop)
+        assert come("abcdefgh") == [True] * 3 + [False] * 5
+        assert come("i") == [False], "nobody overtakes those who queue"
+        assert [turn(), turn(), turn()] == ["def", "ghi", ""]
+        assert come("j") == [True]
         now[0] = 1.5
-        assert not gate.enter(loop), "the time of this turn is used up"
-        loop.run_until_complete(asyncio.sleep(0))
-        assert gate.enter(loop)
+        assert come("k") == [False], "the time of this turn is used up"
+        assert turn() == "k"
     finally:
         loop.close()
+
+
+def test_who_queues_at_a_turnstile_is_not_watched_meanwhile() -> None:
+    selector = selectors.DefaultSelector()
+    turnstile = Turnstile(steps=1, seconds=60.0)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        ours.settimeout(0.0)
+        with theirs:
+            io = HandshakeSocket(ours, turnstile=turnstile)
+            reading = asyncio.create_task(io.read_packet(100))
+            theirs.sendall(b"\0\0\0\x08ping")
+            for _ in range(50):
+                turnstile.enter(loop, lambda: None)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not reading.done()
+            assert ours.fileno() not in selector.get_map()
+            assert await asyncio.wait_for(reading, 5) == b"ping"
+            io.close()
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(scenario())
 
 
 async def test_logins_behind_a_turnstile_all_get_through() -> None:
