@@ -31,7 +31,7 @@ COMPILED_TESTS := $(filter-out $(INTERPRETED_ONLY),$(wildcard tests/wire/test_fr
 	tests/pool/test_*.py tests/net/test_*.py tests/fuzz/test_*.py tests/e2e/test_*.py tests/packaging/test_build_info.py))
 PYTEST := python -m pytest --numprocesses auto --dist loadfile --quiet $(PYTEST_ARGS)
 
-.PHONY: help demo test test-interpreted test-compiled lint format fuzz bench bench-big drivers wheel clean FORCE
+.PHONY: help demo test test-interpreted test-compiled lint format fuzz bench bench-big bench-registry drivers wheel clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -91,6 +91,9 @@ drivers: .venv/.testable ## Play the same scenarios with many drivers, directly 
 
 bench-big: .venv/.testable ## Send values, rows and COPY of gigabytes through it and watch its memory (ARGS="--help")
 	@$(RUN)/python -m bench.big $(ARGS)
+
+bench-registry: .venv/.testable ## Apply a manifest of 20,000 tenants to SQLite and to PostgreSQL (ARGS="--help")
+	@$(RUN)/python -m bench.registry $(ARGS)
 
 wheel: .venv-dev/.installed ## Build dist/*.whl, compiled or not at all
 	@REQUIRE_COMPILED=1 $(DEV)/python -m build --wheel

@@ -14,10 +14,8 @@ from registry.domain.models import Server
 from registry.domain.names import format_address
 from registry.operations.lodgings import Lodging
 from registry.operations.servers import ServerAccess
-from registry.probe import LoginTrial, Probe
+from registry.probe import NO_DATABASE, NO_PRIVILEGE, LoginTrial, Probe
 
-NO_DATABASE: Final = "3D000"
-NO_PRIVILEGE: Final = "42501"
 REFUSED_LOGIN: Final = "28"
 """The class of PostgreSQL's errors about who one is."""
 NOT_NOW: Final = ("53", "57", "08")

@@ -11,7 +11,7 @@ import ssl
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -29,6 +29,15 @@ ANSWER_COLUMNS: Final = (1, 2)
 NO_ROLE: Final = "pgtenant: no such role"
 TLS_VERSIONS: Final = {TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3}
 
+NO_DATABASE: Final = "3D000"
+NO_PRIVILEGE: Final = "42501"
+OF_DATABASE: Final = frozenset({NO_DATABASE, NO_PRIVILEGE})
+"""Refusals of one database, which say nothing of the others."""
+
+_DATABASES: Final = """
+select datname, datallowconn and pg_catalog.has_database_privilege(oid, 'CONNECT') as may_connect
+from pg_catalog.pg_database
+"""
 _QUESTION: Final = """
 select current_setting('server_version') as version,
        current_setting('max_connections')::int as max_connections,
@@ -92,25 +101,62 @@ async def probe_server(
     )
 
 
-async def try_login(access: ServerAccess, credentials: Credentials, database: str) -> LoginTrial:
-    """Log in to a database as nodes do: at the first address where PostgreSQL answers.
+async def try_logins(access: ServerAccess, credentials: Credentials, databases: Sequence[str]) -> list[LoginTrial]:
+    """Log in to databases as nodes do, at the first address where PostgreSQL answers; one trial for each database.
 
-    Raises ValueError for a CA that cannot be read.
+    With the first login that succeeds the server is asked whether the other databases exist and let the role in, so
+    that thousands cost one connection.  A role that cannot log in is tried once.  Raises ValueError for a CA that
+    cannot be read.
     """
     tls = _tls(access.server, access.tls_key)
+    trials: list[LoginTrial] = []
+    for number, database in enumerate(databases):
+        connection = await _log_in(access, credentials, database, tls)
+        rest = databases[number + 1 :]
+        if isinstance(connection, LoginTrial):
+            trials.append(connection)
+            if connection.sqlstate in OF_DATABASE:
+                continue
+            return trials + [connection] * len(rest)
+        try:
+            return [*trials, LoginTrial(), *(await _look_up(connection, rest) if rest else ())]
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            return [*trials, LoginTrial(), *[LoginTrial(_reason(error))] * len(rest)]
+        finally:
+            connection.terminate()
+    return trials
+
+
+async def _log_in(
+    access: ServerAccess,
+    credentials: Credentials,
+    database: str,
+    tls: ssl.SSLContext | Literal["prefer", "disable"],
+) -> Any:
+    """A connection, or the trial that says why there is none."""
     is_direct = access.server.tls_negotiation is TlsNegotiation.DIRECT
     trial = LoginTrial("it has no address")
     for address in access.server.addresses:
         try:
-            connection = await _connect(address, credentials, database, tls, direct=is_direct)
+            return await _connect(address, credentials, database, tls, direct=is_direct)
         except asyncpg.PostgresError as error:
             return LoginTrial(_reason(error), error.sqlstate)
         except (asyncpg.InterfaceError, OSError, ValueError) as error:
             trial = LoginTrial(_reason(error))
-        else:
-            connection.terminate()
-            return LoginTrial()
     return trial
+
+
+async def _look_up(connection: Any, databases: Sequence[str]) -> list[LoginTrial]:
+    found = {row["datname"]: row["may_connect"] for row in await connection.fetch(_DATABASES)}
+    trials = []
+    for database in databases:
+        if database not in found:
+            trials.append(LoginTrial(f'database "{database}" does not exist', NO_DATABASE))
+        elif not found[database]:
+            trials.append(LoginTrial(f'permission denied for database "{database}"', NO_PRIVILEGE))
+        else:
+            trials.append(LoginTrial())
+    return trials
 
 
 async def _knock(address: Address) -> Probe:

@@ -16,14 +16,14 @@ from registry.findings import server_checks, tenant_checks, untried, usable
 from registry.operations.contents import Contents
 from registry.operations.lodgings import Lodging, new_lodgings
 from registry.operations.servers import ServerAccess, access_to
-from registry.probe import LoginTrial, Probe, probe_auth, probe_server, try_login
+from registry.probe import LoginTrial, Probe, probe_auth, probe_server, try_logins
 from registry.secrets import Vault
 
 AT_ONCE: Final = 16
 """Logins that are tried at the same time."""
 
-PATIENCE: Final = 60.0
-"""Seconds that trying the tenants of one change may take."""
+PATIENCE: Final = 10.0
+"""Seconds that trying the tenants of one change may take; the others are told as not tried."""
 
 
 class Depth(Enum):
@@ -67,7 +67,9 @@ async def try_server(access: ServerAccess, *, database: str = "postgres") -> Tri
 
 async def try_tenant(lodging: Lodging, depth: Depth) -> list[Check]:
     """Look at where a tenant lives; what is well is not told."""
-    trial = await _trial(lodging) if depth is Depth.SERVERS else None
+    if depth is Depth.REGISTRY or _credentials(lodging) is None:
+        return tenant_checks(lodging, None)
+    [trial] = await _trials([lodging])
     return tenant_checks(lodging, trial)
 
 
@@ -116,51 +118,68 @@ def refusal(consequence: str, found: Sequence[Check]) -> Conflict:
 
 
 async def _try_tenants(lodgings: Sequence[Lodging], depth: Depth) -> list[Check]:
-    """Try all, some at a time; a server that cannot be asked once is not asked again."""
+    """Try all, those of one role on one server together; a server that cannot be asked once is not asked again."""
     if depth is Depth.REGISTRY:
         return [check for lodging in lodgings for check in tenant_checks(lodging, None)]
-    slots, down, skipped = asyncio.Semaphore(AT_ONCE), dict[str, str](), dict[str, int]()
-    found: dict[int, list[Check]] = {}
+    slots, down = asyncio.Semaphore(AT_ONCE), dict[str, str]()
+    found: dict[int, LoginTrial | None] = {}
+    groups: dict[tuple[str, str, str | None], list[int]] = {}
+    for number, lodging in enumerate(lodgings):
+        credentials = _credentials(lodging)
+        if credentials is None:
+            found[number] = None
+        else:
+            password = None if credentials.password is None else credentials.password.reveal()
+            groups.setdefault((_server_name(lodging), credentials.user, password), []).append(number)
 
-    async def look(number: int, lodging: Lodging) -> None:
-        name = "" if lodging.server is None else lodging.server.server.name
+    async def look(numbers: Sequence[int]) -> None:
+        name = _server_name(lodgings[numbers[0]])
         async with slots:
-            trial = None if name in down else await _trial(lodging)
-        if trial is not None and trial.problem is not None and trial.sqlstate is None:
-            down.setdefault(name, trial.problem)
-            trial = None
-        if name in down:
-            skipped[name] = skipped.get(name, 0) + 1
-        found[number] = tenant_checks(lodging, trial)
+            if name not in down:
+                trials = await _trials([lodgings[number] for number in numbers])
+                found.update(zip(numbers, trials, strict=True))
+                for trial in trials:
+                    if trial.problem is not None and trial.sqlstate is None:
+                        down.setdefault(name, trial.problem)
 
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
-            for number, lodging in enumerate(lodgings):
-                group.create_task(look(number, lodging))
+            for numbers in groups.values():
+                group.create_task(look(numbers))
+    skipped: dict[str, int] = {}
+    checks: list[Check] = []
     for number, lodging in enumerate(lodgings):
-        if number not in found:
-            name = "" if lodging.server is None else lodging.server.server.name
+        trial = found.get(number)
+        if number not in found or (trial is not None and trial.problem is not None and trial.sqlstate is None):
+            name, trial = _server_name(lodging), None
             down.setdefault(name, f"trying took longer than {PATIENCE:g} s")
             skipped[name] = skipped.get(name, 0) + 1
-            found[number] = tenant_checks(lodging, None)
-    checks = [untried(name, count, down[name]) for name, count in sorted(skipped.items())]
-    return checks + [check for number in range(len(lodgings)) for check in found[number]]
+        checks += tenant_checks(lodging, trial)
+    return [*(untried(name, count, down[name]) for name, count in sorted(skipped.items())), *checks]
 
 
-async def _trial(lodging: Lodging) -> LoginTrial | None:
-    """Log in as the tenant's backends do; without a role, as whoever may see whether there is such a database."""
-    server, database = lodging.server, lodging.tenant.database_name
-    if server is None or database is None:
+def _server_name(lodging: Lodging) -> str:
+    return "" if lodging.server is None else lodging.server.server.name
+
+
+def _credentials(lodging: Lodging) -> Credentials | None:
+    """With what its database is tried: as its backends do; without a role, as whoever may see whether there is one."""
+    server = lodging.server
+    if server is None or lodging.tenant.database_name is None:
         return None
-    credentials: Credentials | None = lodging.role or server.admin
-    if credentials is None and server.auth is not None:
-        credentials = server.auth.credentials
-    if credentials is None:
-        return None
+    credentials = lodging.role or server.admin
+    return server.auth.credentials if credentials is None and server.auth is not None else credentials
+
+
+async def _trials(lodgings: Sequence[Lodging]) -> list[LoginTrial]:
+    """Try the databases of tenants with one role on one server."""
+    server, credentials = lodgings[0].server, _credentials(lodgings[0])
+    assert server is not None
+    assert credentials is not None
     try:
-        return await try_login(server, credentials, database)
+        return await try_logins(server, credentials, [lodging.tenant.database_name or "" for lodging in lodgings])
     except ValueError as error:
-        return LoginTrial(f"TLS cannot be set up: {error}")
+        return [LoginTrial(f"TLS cannot be set up: {error}")] * len(lodgings)
 
 
 def _of_server(name: str, check: Check) -> Check:

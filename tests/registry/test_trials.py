@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import asyncpg
 import pytest
 from harness.databases import Database
 from harness.registries import RegistryUnderTest
 
 from proxy.demo.facts import ServerFacts
-from registry.contract import Address, Secret, TlsMode, VerifierSource
+from registry.contract import Address, Credentials, Secret, TlsMode, VerifierSource
 from registry.domain.checks import Check, CheckStatus
-from registry.domain.models import ServerChange, TenantChange
+from registry.domain.models import Server, ServerChange, TenantChange
 from registry.domain.servers import Placement
 from registry.errors import Conflict
 from registry.manifest import apply_manifest, parse_manifest
 from registry.manifest.apply import Applied
+from registry.operations.servers import ServerAccess
+from registry.probe import try_logins
 from registry.secrets import KeyRing, Vault
 from registry.trial import Depth, Examiner, Strictness, problems, try_tenant
 
@@ -198,3 +202,34 @@ def test_a_manifest_is_looked_into_before_it_is_applied(
     shared, role = put(text + UNREACHABLE + twice, depth=Depth.REGISTRY).checks
     assert "as is 'good': they reach each other's data" in shared.text
     assert role.name == "role"
+
+
+def test_many_databases_of_one_role_are_tried_with_one_connection(
+    pg18: ServerFacts, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, foreign = make_database(pg18), make_database(pg18, "u"), make_database(pg18, "v")
+    pg18.psql(f"alter database {second.name} owner to {first.role}")
+    pg18.psql(f"revoke connect on database {foreign.name} from public")
+    server = Server(1, "pg18", (Address(pg18.host, pg18.port),))
+    access = ServerAccess(server, None, None, None, None)
+    connections: list[str] = []
+    connect = asyncpg.connect
+
+    def counted(**arguments: Any) -> Any:
+        connections.append(arguments["database"])
+        return connect(**arguments)
+
+    monkeypatch.setattr(asyncpg, "connect", counted)
+    names = ["nowhere", first.name, second.name, foreign.name, "nowhere2"]
+    role = Credentials(first.role, Secret(first.password))
+    trials = asyncio.run(try_logins(access, role, names))
+    assert [trial.sqlstate for trial in trials] == ["3D000", None, None, "42501", "3D000"]
+    assert [trial.problem for trial in trials[3:]] == [
+        f'permission denied for database "{foreign.name}"',
+        'database "nowhere2" does not exist',
+    ]
+    assert connections == names[:2]
+    connections.clear()
+    trials = asyncio.run(try_logins(access, Credentials(first.role, Secret("wrong")), names))
+    assert [trial.sqlstate for trial in trials] == ["28P01"] * 5
+    assert len(connections) == 1
