@@ -22,7 +22,7 @@ from registry.contract import Limits, PoolMode
 PROXY = {"pool": {"pool_size": 3}}
 POOL_SIZE = 3
 TASKS = 6
-TURNS = 120
+TURNS = 50
 
 
 def program(server: ServerFacts, name: str, *arguments: str, stdin: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from proxy.demo.facts import ServerFacts
@@ -47,7 +48,7 @@ def create_database(
     unique = f"{name}_{secrets.token_hex(4)}"
     role, password = (owned_by.role, owned_by.password) if owned_by else (unique, secrets.token_urlsafe(12))
     make_role = "" if owned_by else f"create role {role} login password '{password}';\n"
-    server.psql(f"{make_role}create database {unique} owner {role} template template0")
+    server.psql(f"{make_role}create database {unique} owner {role} template template0 strategy file_copy")
     database = Database(server, unique, role, password)
     if seed:
         database.psql(f"set session authorization {role};\n{seed}")
@@ -56,8 +57,19 @@ def create_database(
 
 def drop_database(database: Database) -> None:
     """Drop a database and, unless it owns another, its owner; connections to it are cut."""
-    database.server.psql(
-        f"drop database if exists {database.name} with (force);\n"
-        f"select format('drop role if exists %I', '{database.role}')"
-        f" where not exists (select from pg_database where datdba = '{database.role}'::regrole) \\gexec"
-    )
+    drop_databases([database])
+
+
+def drop_databases(databases: Iterable[Database]) -> None:
+    """The same for many, with one program for each server."""
+    by_server: dict[ServerFacts, list[Database]] = {}
+    for database in databases:
+        by_server.setdefault(database.server, []).append(database)
+    for server, there in by_server.items():
+        drops = [f"drop database if exists {database.name} with (force);" for database in there]
+        roles = ", ".join(f"'{role}'" for role in dict.fromkeys(database.role for database in there))
+        unused = "not exists (select from pg_database where datdba = pg_roles.oid)"
+        drop_roles = (
+            f"select format('drop role %I', rolname) from pg_roles where rolname in ({roles}) and {unused} \\gexec"
+        )
+        server.psql("\n".join([*drops, drop_roles]))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from harness.databases import Database, create_database, drop_database
+from harness.databases import Database, create_database, drop_databases
 from harness.proxy import ProxyProcess
 from harness.registries import RegistryUnderTest, TenantUnderTest
 from harness.waiting import wait_until
@@ -27,13 +26,13 @@ class World:
         self.registry = registry
         self.proxy = proxy
         self.tenants: list[TenantUnderTest] = []
-        self._stack = ExitStack()
+        self._databases: list[Database] = []
         self._numbers = itertools.count(1)
 
     def database(self, server: ServerFacts, name: str = "t", *, seed: str = "") -> Database:
         """A database of its own, dropped with this world."""
         database = create_database(server, name, seed=seed)
-        self._stack.callback(drop_database, database)
+        self._databases.append(database)
         return database
 
     def tenant(
@@ -90,6 +89,8 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._stack:
+        try:
             if error is None and self.proxy.running:
                 self.check()
+        finally:
+            drop_databases(self._databases)
