@@ -113,6 +113,7 @@ class Desk:
         self.passing: bool = False
         self.owning: bool = False
         self.unnamed: bytes = b""
+        self.unnamed_batch: i64 = -1
         self.unnamed_mark: i64 = ident << 32
 
     # What the scan asks, message by message.
@@ -367,6 +368,7 @@ class Desk:
     def set_unnamed(self, message: bytes) -> None:
         """Take note of the Parse of the unnamed statement; empty where there is none, or one too long to be kept."""
         self.unnamed = message
+        self.unnamed_batch = self.batch
         self.unnamed_mark += 1
 
     def _copy_for(self, name: bytes, back: BackState) -> Copy | None:

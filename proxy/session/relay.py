@@ -284,6 +284,7 @@ class FrontState(Unlinked):
                 return STOP
             if not back.skipping:
                 self._unnamed_changes(UNNAMED_PARSED)
+                self.desk.unnamed_batch = self.desk.batch
                 back.unnamed_owner = self.desk.unnamed_mark
         if named and (verdict == VERBATIM or verdict == PASSED):
             back.owe(OWE_PARSE_NAMED)
@@ -340,8 +341,13 @@ class FrontState(Unlinked):
         return verdict
 
     def _uses_unnamed(self, data: bytes, pos: i64, back: BackState) -> int:
-        """Refuse the unnamed statement which another client left in this backend."""
-        if back.unnamed_owner == self.desk.unnamed_mark:
+        """Refuse the unnamed statement which another client left in this backend.
+
+        It may still be there behind the Sync of a batch that has the client's own Parse: what fails before that makes
+        the server skip it.
+        """
+        settled: bool = len(back.unnamed_pasts) == 0 and not back.doubt
+        if back.unnamed_owner == self.desk.unnamed_mark and (settled or self.desk.unnamed_batch == self.desk.batch):
             return VERBATIM
         if back.doubt:
             self.found = FOUND_FAULT

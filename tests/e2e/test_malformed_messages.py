@@ -153,3 +153,16 @@ def test_behind_a_refused_parse_nobody_has_the_statement_of_another_client(
         assert [one.fields["C"] if one.kind == "E" else one.text for one in client.read_until()] == ["26000", "I"]
         other.send(bind(), execute(), sync())
         assert [one.row for one in other.read_until() if one.kind == "D"] == [("of the other",)]
+
+
+@pytest.mark.parametrize("failing", [frame("H", b"yy"), parse("no SQL", "name"), execute("nothing")])
+def test_behind_a_skipped_parse_nobody_has_the_statement_of_another_client(
+    failing: bytes, world: World, tenant: TenantUnderTest
+) -> None:
+    with login(world.proxy, tenant) as other, login(world.proxy, tenant) as client:
+        other.send(parse("select 'of the other'"), sync())
+        other.read_until()
+        client.send(failing, parse("select 'mine'"), sync(), bind(), execute(), sync())
+        answers = client.read_until() + client.read_until()
+        assert "".join(message.kind for message in answers) == "EZEZ"
+        assert answers[2].fields["C"] == "26000"

@@ -232,3 +232,19 @@ def test_statement_that_cannot_be_parsed_again_gives_no_right_to_the_one_in_its_
     pair.client(bind(), sync())
     pair.server(NO_TEXT, ready())
     assert pair.back.unnamed_owner == 0
+
+
+@pytest.mark.parametrize("use", [bind(), describe(kind="S")])
+def test_statement_of_an_earlier_batch_is_not_used_before_its_parse_is_answered(use: bytes) -> None:
+    pair = RelayPair()
+    pair.client(BAD_FLUSH, parse("skipped"), sync(), use, sync())
+    assert use not in pair.to_server
+    pair.server(REFUSED, ready())
+    # The client has none: what another has left is closed first.
+    assert bytes(pair.to_server).endswith(close("") + use + sync())
+
+
+def test_statement_of_the_same_batch_is_used_at_once() -> None:
+    pair = RelayPair()
+    pair.client(BAD_FLUSH, parse("skipped"), bind(), sync(), parse("again"), bind(), sync())
+    assert bytes(pair.to_server).count(bind()) == 2

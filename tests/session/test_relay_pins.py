@@ -142,6 +142,7 @@ def test_words_of_session_state_pin(text: str, pins: int, padding: int) -> None:
 def test_words_of_session_state_pin_whenever_their_statement_is_bound(text: str, pins: int, name: str) -> None:
     pair = RelayPair()
     pair.client(parse(text, name))
+    pair.server(PARSED)
     assert pair.front.pins & ~PIN_STATEMENT == 0
     for _ in range(2):
         pair.client(bind(statement=name), execute(), sync())
