@@ -75,11 +75,11 @@ async def measure(url: str, where: str, what: str, manifest: Path) -> Finding:
     """Run `pgtenant registry apply` while another writer takes turns."""
     async with open_registry(url, KeyRing.parse(KEYS)) as other:
         await other.upgrade()
-        longest = 0.0
+        longest, done = 0.0, asyncio.Event()
 
         async def ask() -> None:
             nonlocal longest
-            while True:
+            while not done.is_set():
                 began = time.perf_counter()
                 async with other.service.transaction():
                     longest = max(longest, time.perf_counter() - began)
@@ -94,8 +94,8 @@ async def measure(url: str, where: str, what: str, manifest: Path) -> Finding:
         )
         status = await running.wait()
         seconds = time.perf_counter() - began
-        asking.cancel()
-        await asyncio.wait([asking])
+        done.set()
+        await asking
         if status:
             raise SystemExit(f"`registry apply` has failed with status {status}")
         return Finding(where, what, seconds, longest)
