@@ -431,20 +431,21 @@ def test_asyncio_is_on_time_however_busy_the_links_are(make_link: MakeLink) -> N
     selector = run(main)
     assert selector.events > 1000
     # All the links in turn take 20 ms; between a timer and its coroutine lie a few turns of a budget each.
-    assert sorted(late)[len(late) // 2] < 0.012
+    assert sorted(late)[len(late) // 2] < allowed(0.012)
     # A descriptor waits for its turn behind every link that is ready.
-    assert sorted(readers)[len(readers) // 2] < 0.06
+    assert sorted(readers)[len(readers) // 2] < allowed(0.06)
 
 
 def test_work_between_two_turns_of_asyncio_keeps_to_the_budget(make_link: MakeLink) -> None:
     selector = RelaySelector(0.002)
     for _ in range(300):
         make_link(selector, Busy)
+    # Processor time, which others on the machine do not lengthen.
     taken = []
     for _ in range(60):
-        start = time.perf_counter()
+        start = time.thread_time()
         selector.select(0)
-        taken.append(time.perf_counter() - start)
+        taken.append(time.thread_time() - start)
     assert sorted(taken[10:])[25] < 0.02, "300 links of 0.1 ms each would take longer"
     selector.close()
 
