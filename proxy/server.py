@@ -15,15 +15,15 @@ import structlog
 from proxy.admin.console import Console, ConsoleRules
 from proxy.admin.node import NodeView
 from proxy.auth import ClientKeys
-from proxy.errors import SHUTTING_DOWN, TERMINATED, Failure
+from proxy.errors import SHUTTING_DOWN, Failure
 from proxy.net.auth_query import AuthQueries
-from proxy.net.client_link import ClientLink
 from proxy.net.client_tls import ClientTls
 from proxy.net.descriptors import current_limit, say_shortfall, share_out, shortfall
 from proxy.net.dialer import Dialer
+from proxy.net.displaced import DisplacedSessions, is_between
 from proxy.net.front_door import FrontDoor
 from proxy.net.host_names import HostNames
-from proxy.net.hub import Hub, held_back
+from proxy.net.hub import Hub
 from proxy.net.listener import Listener
 from proxy.net.mailroom import Mailroom
 from proxy.net.relay_loop import RelaySelector
@@ -35,8 +35,8 @@ from proxy.observability.http import Check, HttpEndpoint, Routes
 from proxy.observability.logs import Limiter, configure_logs
 from proxy.observability.metrics import CONTENT_TYPE, NodeMetrics
 from proxy.pool.janitor import run_janitor
-from proxy.pool.ledger import FLAG_HELD_BACK, NodeLedger
-from proxy.pool.tenancy import Target, Tenancy
+from proxy.pool.ledger import NodeLedger
+from proxy.pool.tenancy import Tenancy
 from proxy.reloading import InspectSecrets, Plan, Tell, Told, plan_reload, registry_is_down
 from proxy.routing.resolver import Resolver, RouteUpdate
 from proxy.routing.self_checks import SecretsCheck
@@ -203,7 +203,7 @@ class Node:
         self.grace_over = False
         self.remembers = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._unsettled: set[int] = set()
+        self.displaced = DisplacedSessions(self.hub, self.door.clients.values)
         self._last_cold_sweep = self._last_look = self.clock()
         self.resolver.subscribe(self._on_route_update)
 
@@ -405,7 +405,7 @@ class Node:
         self.hub.sweep(now)
         self.times.sweep(now)
         self.tenancy.forget_dedicated()
-        self._settle()
+        self.displaced.end()
         self.limiter.tell()
         if self.client_tls is not None and now - self._last_look >= CERTIFICATE_LOOK:
             self._last_look = now
@@ -433,28 +433,8 @@ class Node:
             self.client_keys.forget_tenant(update.tenant_id)
         state = "removed" if update.new is None else update.new.state
         log.info("route changed", tenant=slug_of(update), state=state)
-        self._unsettled.add(update.tenant_id)
-        self._settle()
-
-    def _settle(self) -> None:
-        """End sessions, between transactions, that would go on where their tenant is not any more.
-
-        Those are all of a tenant that is not served now, and pinned ones whose backend belongs to a place that the
-        tenant has left; other clients find the new place with their next transaction.
-        """
-        left: set[int] = set()
-        for client in list(self.door.clients.values()) if self._unsettled else ():
-            tenant_id = client.pool.tenant.tenant_id
-            if tenant_id not in self._unsettled or client.finishing:
-                continue
-            failure = overtaken(client)
-            if failure is None:
-                continue
-            if is_between(client):
-                self.hub.terminate(client, failure)
-            else:
-                left.add(tenant_id)
-        self._unsettled = left
+        self.displaced.add(update.tenant_id)
+        self.displaced.end()
 
     async def _drain(self, grace: float) -> None:
         """Tell clients that are between transactions and have all replies; wait for the others."""
@@ -498,32 +478,6 @@ class Node:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the node failed", exc_info=task.exception())
-
-
-def is_between(client: ClientLink) -> bool:
-    """Say whether a client has nothing under way: neither linked within a transaction, nor waiting."""
-    if client.finishing:
-        return False
-    backend = client.backend
-    if backend is None:
-        return client.waiter is None and not client.held
-    return backend.between_transactions() and client.front.left == 0 and not client.held
-
-
-def overtaken(client: ClientLink) -> Failure | None:
-    """Say why a client's session may not go on where it is; None if it may."""
-    pool = client.pool
-    if pool.flags & FLAG_HELD_BACK:
-        return held_back(pool)
-    backend = client.backend
-    if backend is None:
-        return None
-    here, there = backend.entry.target, pool.target
-    assert isinstance(here, Target)
-    assert isinstance(there, Target)
-    if (here.server.server_id, here.database) == (there.server.server_id, there.database):
-        return None
-    return Failure(TERMINATED, reason=f'tenant "{pool.tenant.slug}" has moved to another database')
 
 
 def slug_of(update: RouteUpdate) -> str:
