@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from typing import Final, TypeAlias, TypeVar
 
@@ -38,10 +38,12 @@ Site: TypeAlias = tuple[str, str]
 """The tenant as it was spelled, and the address."""
 
 Stem: TypeAlias = tuple[str, str]
-"""What all spellings of a user name have in common, and the address."""
+"""What all spellings of a user name have in common, or the login that they found, and the address."""
 
 _SITE_BITS: Final = 64
 _MOST_DOUBLINGS: Final = 32
+_TARGET: Final = "\0"
+"""What begins a target, and no name."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -51,18 +53,20 @@ V = TypeVar("V")
 class Attempt:
     """What failures are counted by: tenant and user as they were spelled, and the address; make it with `of`.
 
-    `name` is the user name without all that may be a tenant's, the same however user and tenant are spelled.
+    `name` is the user name without all that may be a tenant's, the same however user and tenant are spelled.  `target`
+    is the login that was found, if one was: of those that are familiar, all tenants' may be so under many spellings.
     """
 
     tenant: str
     address: str
     user: str
     name: str
+    target: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, tenant: str, address: str, user: str, name: str) -> Attempt:
+    def of(cls, tenant: str, address: str, user: str, name: str, target: str = "") -> Attempt:
         """An attempt that takes little memory, however long the names are that a stranger has sent."""
-        return cls(_short(tenant), neighbourhood(address), _short(user), _short(name))
+        return cls(_short(tenant), neighbourhood(address), _short(user), _short(name), target and _TARGET + target)
 
     @property
     def site(self) -> Site:
@@ -71,6 +75,11 @@ class Attempt:
     @property
     def stem(self) -> Stem:
         return self.name, self.address
+
+    @property
+    def stems(self) -> tuple[Stem, ...]:
+        """What the spellings are counted by: for strangers the user name, and for those who are familiar the login."""
+        return (self.stem, (self.target, self.address)) if self.target else (self.stem,)
 
 
 @dataclass(slots=True)
@@ -93,8 +102,9 @@ class Slowdown:
     So do the attempts with one user name, by the number of spellings that have failed with it, but together: that long
     after the last of them that has failed.  After `FREE_OF_SITE` failures over all logins of a tenant from one address
     its attempts are let through `first` seconds apart, whatever login they name, though none waits longer than `most`.
-    Spared from both are logins that are familiar, because they have succeeded from there within `FAMILIAR` seconds; and
-    no success of others forgives: who has one login cannot guess others the faster for it.
+    Spared from both are logins that are familiar, because they have succeeded from there within `FAMILIAR` seconds:
+    they wait for the spellings of their own login only.  No success of others forgives: who has one login cannot guess
+    others the faster for it.
 
     `first` 0 switches it all off, except that it is still known who is familiar.
     """
@@ -126,11 +136,15 @@ class Slowdown:
 
         Counted from the name's last failure: who has waited for his own does not wait twice.
         """
-        spellings = self._spellings.get(attempt.stem)
-        if not spellings or self.is_familiar(attempt, now):
+        spellings = self._spellings.get(self.lane(attempt, now))
+        if not spellings:
             return 0.0
         latest = max(spellings.values())
         return max(0.0, latest + self._after(sum(now < last + self._forget for last in spellings.values())) - now)
+
+    def lane(self, attempt: Attempt, now: float) -> Stem:
+        """With whom an attempt waits by turns: all of its user name, and where it is familiar, all at its login."""
+        return attempt.stems[-1] if self.is_familiar(attempt, now) else attempt.stem
 
     def reserve(self, attempt: Attempt, now: float) -> float:
         """Seconds until an attempt's turn among all those of its tenant and address, which is its own from now on."""
@@ -160,18 +174,20 @@ class Slowdown:
             failures.last = now
         _put(self._failures, attempt, own, self._limit)
         _put(self._sites, attempt.site, site, self._limit)
-        spellings = self._spellings.get(attempt.stem) or OrderedDict()
-        _put(spellings, (attempt.tenant, attempt.user), now, MOST_SPELLINGS)
-        _put(self._spellings, attempt.stem, spellings, self._limit)
+        for stem in attempt.stems:
+            spellings = self._spellings.get(stem) or OrderedDict()
+            _put(spellings, (attempt.tenant, attempt.user), now, MOST_SPELLINGS)
+            _put(self._spellings, stem, spellings, self._limit)
 
     def succeeded(self, attempt: Attempt) -> None:
         """Forgive the login's own failures."""
         self._failures.pop(attempt, None)
-        spellings = self._spellings.get(attempt.stem)
-        if spellings is not None:
-            spellings.pop((attempt.tenant, attempt.user), None)
-            if not spellings:
-                del self._spellings[attempt.stem]
+        for stem in attempt.stems:
+            spellings = self._spellings.get(stem)
+            if spellings is not None:
+                spellings.pop((attempt.tenant, attempt.user), None)
+                if not spellings:
+                    del self._spellings[stem]
 
     def admitted(self, attempt: Attempt, now: float) -> None:
         """Make a login familiar there: it has proved itself, by whatever method."""

@@ -17,6 +17,7 @@ from proxy.net.turns import Turns
 from proxy.routing.lookups import Look
 from proxy.routing.names import Selectors, read, stem
 from proxy.routing.resolver import Resolution, Resolver
+from registry.contract import VerifierSource
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ class Doorkeeper:
         Raises Failure and PeerGone, as `authenticate` does.
         """
         user = resolution.selectors.user
-        attempt = self._attempt(resolution.selectors, host)
+        attempt = self._attempt(resolution.selectors, host, _target(resolution))
         turn = partial(self._turns.turn, attempt, io.has_left)
         try:
             proof = await authenticate(io, user, resolution, self._policy, channel_of(greeting), turn)
@@ -79,7 +80,7 @@ class Doorkeeper:
         self._turns.admitted(attempt)
         return proof
 
-    def _attempt(self, selectors: Selectors, host: str) -> Attempt:
+    def _attempt(self, selectors: Selectors, host: str, target: str = "") -> Attempt:
         rules = self._resolver.rules
         try:
             reading = read(selectors, rules)
@@ -87,7 +88,7 @@ class Doorkeeper:
         except Failure:
             # Contradictory options, which keep nobody from the console.
             tenant, user = selectors.database or "", selectors.user
-        return Attempt.of(tenant, host, user, stem(selectors.user, rules))
+        return Attempt.of(tenant, host, user, stem(selectors.user, rules), target)
 
     def check_owner(self, greeting: Greeting, resolution: Resolution) -> None:
         """Hold the name in a client's certificate against the login: `app`, with its tenant `app.acme`, or as it says.
@@ -103,3 +104,13 @@ class Doorkeeper:
         slug = "" if resolution.route is None else resolution.route.slug
         if peer is None or peer.common_name not in {user, f"{user}.{slug}"}:
             raise Failure(CERTIFICATE_OF_ANOTHER, user=user)
+
+
+def _target(resolution: Resolution) -> str:
+    """Whose password is tried: a login's, or a role's, which may be that of several tenants."""
+    login, route = resolution.login, resolution.route
+    if login is None:
+        return ""
+    if login.source is VerifierSource.REGISTRY or route is None or route.server is None:
+        return str(login.login_id)
+    return f"{route.server.server_id} {login.user}"

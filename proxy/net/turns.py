@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -70,9 +70,7 @@ class Turns:
         async with self._queued(self._logins, attempt, attempt, own):
             _leave_if(own() > 0 and has_left())
             await self._wait(attempt, max(own(), slowdown.reserve(attempt, clock())))
-            async with (
-                nullcontext() if self.is_familiar(attempt) else self._queued(self._names, attempt.stem, attempt, named)
-            ):
+            async with self._queued(self._names, slowdown.lane(attempt, clock()), attempt, named):
                 delay = named()
                 _leave_if(delay > 0 and has_left())
                 await self._wait(attempt, delay)

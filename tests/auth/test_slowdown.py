@@ -92,8 +92,9 @@ def test_spellings_of_the_tenant_do_not_speed_up_guessing_at_one_user_name() -> 
     assert table.delay_of_name(HERE, now) == pytest.approx(5.0), "whether it is a login's name or not"
     assert table.delay_of_name(HERE, now + 4.0) == pytest.approx(1.0), "counted from the last failure"
     assert table.delay_of_name(ELSEWHERE, now) == table.delay_of_name(COLLEAGUE, now) == 0.0
-    table.admitted(replace(HERE, tenant="mine"), now)
-    assert table.delay_of_name(replace(HERE, tenant="mine"), now) == 0.0, "a familiar login is spared"
+    mine = replace(HERE, tenant="mine", target="7")
+    table.admitted(mine, now)
+    assert table.delay_of_name(mine, now) == 0.0, "a familiar login is spared"
     assert table.delay_of_name(HERE, now + 59.0) == 0.0
 
 
@@ -111,6 +112,19 @@ def test_however_many_spellings_take_turns_they_make_little_more_than_a_guess_a_
         looked_at[way] = now
         guesses += 1
     assert guesses < 1.4 * minutes * 60
+
+
+def test_a_login_that_is_familiar_under_many_spellings_is_guessed_at_no_faster_for_it() -> None:
+    table = slowdown()
+    ways = [replace(HERE, tenant=f"t{number}", target="7") for number in range(9)]
+    for way in ways:
+        table.admitted(way, 0.0)
+    for way in ways[:5]:
+        table.failed(way, 0.0)
+    assert table.delay_of_name(ways[6], 0.0) == pytest.approx(0.4)
+    other = replace(HERE, tenant="t10", target="8")
+    table.admitted(other, 0.0)
+    assert table.delay_of_name(other, 0.0) == 0.0, "another login of the same name"
 
 
 def test_a_few_spellings_with_many_failures_each_slow_no_other_tenants_login_of_that_name() -> None:

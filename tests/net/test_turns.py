@@ -133,12 +133,13 @@ async def test_who_waits_for_his_own_failures_holds_up_no_other_tenants_login_of
 
 async def test_a_familiar_login_does_not_wait_behind_the_guesses_at_its_name() -> None:
     there = turns(10.0, 10.0)
-    there.admitted(replace(APP, tenant="globex"))
+    known = replace(APP, tenant="globex", target="7")
+    there.admitted(known)
     for number in range(3):
         await guess(there, replace(APP, tenant=f"x{number}"))
     waiting = asyncio.create_task(succeed(there))
     await eventually(lambda: there.slowed == 1, what="one that is not familiar and waits")
     async with asyncio.timeout(1.0):
-        await succeed(there, replace(APP, tenant="globex"))
+        await succeed(there, known)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
