@@ -17,7 +17,7 @@ from drivers.playing import Player, Stage
 from drivers.report import markdown
 
 DRIVER = DRIVERS[0]
-MEANT = Explanation("meant", "as it should be", (Scenario.NAMED,), "b*", (Way.TRANSACTION,), proxied="two*")
+MEANT = Explanation("meant", "as it should be", (Scenario.NAMED,), "b*", r"2", r"two.*", (Way.TRANSACTION,))
 PAGE = TREE / "docs" / "compatibility.md"
 
 
@@ -38,6 +38,7 @@ def test_equal_transcripts_are_the_same() -> None:
     [
         (one(("a", "1"), ("b", "two")), Way.TRANSACTION, Verdict.EXPLAINED),
         (one(("a", "1"), ("b", "three")), Way.TRANSACTION, Verdict.DIFFERENT),
+        (one(("a", "1"), ("b", "not two")), Way.TRANSACTION, Verdict.DIFFERENT),
         (one(("a", "1"), ("b", "two")), Way.SESSION, Verdict.DIFFERENT),
         (one(("a", "2"), ("b", "two")), Way.TRANSACTION, Verdict.DIFFERENT),
         (one(("a", "1")), Way.TRANSACTION, Verdict.DIFFERENT),
@@ -48,6 +49,18 @@ def test_equal_transcripts_are_the_same() -> None:
 )
 def test_each_difference_needs_an_explanation(proxied: list[Transcript], way: Way, verdict: Verdict) -> None:
     assert judged(one(("a", "1"), ("b", "2")), proxied, way).verdict is verdict
+
+
+def test_an_explanation_is_of_what_is_observed_directly_too() -> None:
+    assert judged(one(("b", "3")), one(("b", "two"))).verdict is Verdict.DIFFERENT
+    assert judged([], one(("b", "two"))).verdict is Verdict.DIFFERENT
+
+
+@pytest.mark.parametrize("explanation", EXPLANATIONS, ids=lambda explanation: explanation.key)
+def test_no_explanation_takes_any_text(explanation: Explanation) -> None:
+    wrong = ("", "anything", "no error", "XX000", "failed 57014", "[]", "[(7,)]", "['worker 2']", "n/a: it has none")
+    for pattern in (explanation.direct, explanation.proxied):
+        assert [text for text in wrong if re.fullmatch(pattern, text, re.DOTALL)] == []
 
 
 def test_a_direct_run_that_failed_proves_nothing() -> None:
@@ -72,7 +85,7 @@ def test_in_transaction_mode_a_connection_must_be_seen_on_several_backends() -> 
 STUCK = """
 import json, os, sys, time
 for name in os.environ["DRIVERS_SCENARIOS"].split(","):
-    print(json.dumps({"begin": name}), flush=True)
+    print(json.dumps({"begin": name, "at": time.time()}), flush=True)
     if name == "named":
         time.sleep(60)
     if name == "copy":
@@ -85,7 +98,10 @@ for name in os.environ["DRIVERS_SCENARIOS"].split(","):
 def test_a_program_that_hangs_or_ends_costs_only_that_scenario(tmp_path: Path) -> None:
     wanted = [Scenario.TYPES, Scenario.NAMED, Scenario.COPY, Scenario.TLS]
     with Stage() as stage:
-        found = Player(stage, [sys.executable, "-c", STUCK], {}, tmp_path, patience=1.0).play(wanted, 1)
+        player = Player(stage, [sys.executable, "-c", STUCK], {}, tmp_path, patience=1.0)
+        found = player.play(wanted, 1)
+    assert [scenario for _, scenario in player.begins] == wanted
+    assert player.begins == sorted(player.begins)
     assert [found[scenario][-1].steps for scenario in (Scenario.TYPES, Scenario.TLS)] == [[("step", "fine")]] * 2
     assert found[Scenario.NAMED][-1].steps == [("ended by", "no answer within 1 s")]
     assert "gone" in found[Scenario.COPY][-1].steps[0][1]

@@ -51,7 +51,8 @@ def drivers(
 
     Two PostgreSQL servers and a proxy are started on free ports.  Drivers that are missing are installed into
     .venv-drivers from the package registries; one that cannot be had is reported as skipped.  The exit status is 1
-    when something differs from a direct connection that tests/drivers/explanations.py does not explain.
+    when something differs from a direct connection that tests/drivers/explanations.py does not explain, when a
+    connection keeps its backend (a pin) for which tests/drivers/pins.py names no line, or when nothing was played.
 
     python -m drivers --only asyncpg,psql --scenarios named,cancel --mode transaction
     """

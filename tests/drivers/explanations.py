@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,17 +14,18 @@ from drivers.model import PROXIED, Difference, Scenario, Way
 class Explanation:
     """A difference that is meant or cannot be avoided.
 
-    It covers the steps of a scenario whose names match `step`, and no more than these texts: `proxied` is a pattern for
-    what may stand in place of the direct text, `drivers` for the names of drivers.
+    It covers the steps of a scenario whose names match `step`, and no more than these texts: `direct` and `proxied` are
+    regular expressions for what is observed on the two ways, whole.  `drivers` are names or patterns of them.
     """
 
     key: str
     text: str
     scenarios: Sequence[Scenario]
     step: str
+    direct: str
+    proxied: str
     ways: Sequence[Way] = PROXIED
     drivers: Sequence[str] = ("*",)
-    proxied: str = "*"
 
     def covers(self, driver: str, scenario: Scenario, way: Way, difference: Difference) -> bool:
         return (
@@ -31,9 +33,19 @@ class Explanation:
             and way in self.ways
             and fnmatchcase(difference.step, self.step)
             and any(fnmatchcase(driver, pattern) for pattern in self.drivers)
-            and fnmatchcase(difference.proxied or "", self.proxied)
+            and _is_whole(self.direct, difference.direct)
+            and _is_whole(self.proxied, difference.proxied)
         )
 
+
+def _is_whole(pattern: str, text: str | None) -> bool:
+    return text is not None and re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+_YES, _NO = r"[Tt]rue|t\nstatus 0", r"[Ff]alse|f\nstatus 0"
+_WORKER = r"""['"]?worker [01]['"]?"""
+_WORKER_OR_NONE = rf"(?:{_WORKER}|None|null|''|\"\")"
+_CUT = r"57P01|08003|InterfaceError|OperationalError|Cannot execute query, error - connection closed"
 
 EXPLANATIONS = (
     Explanation(
@@ -41,6 +53,8 @@ EXPLANATIONS = (
         "The URL names the tenant, and the tenant's database has a name of its own, which `current_database()` gives.",
         (Scenario.CONNECT,),
         "database name",
+        _YES,
+        _NO,
     ),
     Explanation(
         "pid",
@@ -48,6 +62,8 @@ EXPLANATIONS = (
         "`pg_backend_pid()` gives the backend's.",
         (Scenario.CONNECT,),
         "process number",
+        _YES,
+        _NO,
     ),
     Explanation(
         "unknown",
@@ -55,15 +71,17 @@ EXPLANATIONS = (
         "of a wrong password, not `3D000` (`reveal_tenants` changes it).",
         (Scenario.CONNECT,),
         "unknown database",
-        proxied="*28P01*",
+        r'(?:failed )?3D000|psql: error: FATAL:  database "no_such_database" does not exist\nstatus 2',
+        r"(?:failed )?28P01",
     ),
     Explanation(
         "hint",
         "The answer to a wrong password is PostgreSQL's, with a hint that speaks of tenants.",
         (Scenario.CONNECT,),
         "wrong password",
+        r'psql: error: FATAL:  password authentication failed for user "\w+"\nstatus 2',
+        r'psql: error: FATAL:  password authentication failed for user "\w+"\nHINT:  [^\n]+\nstatus 2',
         drivers=("psql",),
-        proxied="*password authentication failed for user*HINT:*",
     ),
     Explanation(
         "hidden",
@@ -71,6 +89,8 @@ EXPLANATIONS = (
         'stays on that backend. Use `SET` itself, or `reset = "always"` for the tenant.',
         (Scenario.SETTINGS,),
         "hidden*",
+        rf"\[+{_WORKER}(?:, {_WORKER})*\]+",
+        rf"\[+{_WORKER_OR_NONE}(?:, {_WORKER_OR_NONE})*\]+",
         (Way.TRANSACTION,),
     ),
     Explanation(
@@ -79,6 +99,8 @@ EXPLANATIONS = (
         "nothing.",
         (Scenario.RECONNECT,),
         "cut while idle",
+        _CUT,
+        r"\[\(2,\)\]",
         (Way.TRANSACTION,),
     ),
 )

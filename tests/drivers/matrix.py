@@ -12,7 +12,8 @@ from typing import Any
 from drivers.catalogue import DriverSpec
 from drivers.comparing import compare
 from drivers.installing import Missing, Ready, Workshop
-from drivers.model import Cell, Scenario, Verdict, Way
+from drivers.model import Cell, Pin, Scenario, Verdict, Way
+from drivers.pins import Cause, unexplained, without_effect
 from drivers.playing import PATIENCE, Player, Stage, Transcripts
 from drivers.world import World
 
@@ -28,6 +29,7 @@ class Matrix:
     versions: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
     interrupted: bool = False
 
     @property
@@ -36,8 +38,25 @@ class Matrix:
 
     @property
     def good(self) -> bool:
-        """Whether every cell is the same or explained; what could not be played does not count against it."""
-        return not self.unexplained and not self.complaints and not self.interrupted
+        """Whether every cell and every pin is the same or explained.
+
+        What could not be played does not count against it, unless nothing at all was played.
+        """
+        bad = self.unexplained or self.complaints or self.unexplained_pins or self.idle_causes
+        return self.played and not bad and not self.interrupted
+
+    @property
+    def played(self) -> bool:
+        """Whether anything was compared."""
+        return any(cell.verdict not in (Verdict.SKIPPED, Verdict.NOT_APPLICABLE) for cell in self.cells)
+
+    @property
+    def unexplained_pins(self) -> list[Pin]:
+        return unexplained(self.pins)
+
+    @property
+    def idle_causes(self) -> list[Cause]:
+        return [] if self.interrupted else without_effect(self.pins, self.cells)
 
     def cell(self, driver: str, scenario: Scenario, way: Way) -> Cell | None:
         return next(
@@ -52,6 +71,11 @@ class Matrix:
             "versions": self.versions,
             "missing": self.missing,
             "complaints": self.complaints,
+            "pins": [
+                {"driver": pin.driver, "scenario": pin.scenario, "way": pin.way, "reason": pin.reason}
+                for pin in self.pins
+            ],
+            "unexplained_pins": [str(pin) for pin in self.unexplained_pins],
             "cells": [
                 {
                     "driver": cell.driver,
@@ -92,7 +116,8 @@ def play(
         else:
             matrix.versions[driver.name] = ready.version
             try:
-                cells = _driver(world, ready, driver, scenarios, ways, patience)
+                cells, pins = _driver(world, ready, driver, scenarios, ways, patience)
+                matrix.pins.extend(pins)
             except KeyboardInterrupt:
                 matrix.interrupted = True
                 break
@@ -118,20 +143,25 @@ def _driver(
     scenarios: Sequence[Scenario],
     ways: Sequence[Way],
     patience: float,
-) -> list[Cell]:
-    def on(way: Way) -> Transcripts:
+) -> tuple[list[Cell], list[Pin]]:
+    def on(way: Way) -> tuple[Transcripts, set[tuple[Scenario | None, str]]]:
         name = f"{driver.name}_{way}".replace("-", "_").replace(".", "_")
         with world.doors(way, name) as doors:
             env = {**_environment(), **ready.env, **doors.env()}
-            return Player(stage, ready.command, env, Path.cwd(), patience).play(scenarios, WORKERS)
+            player = Player(stage, ready.command, env, Path.cwd(), patience)
+            transcripts = player.play(scenarios, WORKERS)
+        return transcripts, world.pins(doors, player.begins)
 
     with ThreadPoolExecutor(len(Way)) as threads, Stage() as stage:
         found = dict(zip((Way.DIRECT, *ways), threads.map(on, (Way.DIRECT, *ways)), strict=True))
-    return [
-        compare(driver, scenario, way, found[Way.DIRECT][scenario], found[way][scenario])
+    direct, _ = found[Way.DIRECT]
+    cells = [
+        compare(driver, scenario, way, direct[scenario], found[way][0][scenario])
         for way in ways
         for scenario in scenarios
     ]
+    pins = [Pin(driver.name, way, *pin) for way in ways for pin in sorted(found[way][1], key=str)]
+    return cells, pins
 
 
 def _environment() -> dict[str, str]:

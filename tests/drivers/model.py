@@ -101,6 +101,19 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """A reason for which a client of the proxy has kept its backend; without a scenario it was another client's."""
+
+    driver: str
+    way: Way
+    scenario: Scenario | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.driver}, {self.scenario or 'other clients'}, {self.way} mode: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One driver, one scenario, one way through the proxy."""
 

@@ -56,7 +56,7 @@ class Stage:
 
 
 class Player:
-    """Plays scenarios with one driver on one way.
+    """Plays scenarios with one driver on one way; `begins` tells afterwards when each began, in seconds since 1970.
 
     A program that is silent for `patience` seconds, or ends, costs only the scenario that it was at.
     """
@@ -69,6 +69,7 @@ class Player:
         self._env = env
         self._directory = directory
         self._patience = patience
+        self.begins: list[tuple[float, Scenario]] = []
 
     def play(self, scenarios: Sequence[Scenario], workers: int) -> Transcripts:
         """All transcripts, ordered by worker; a failure is a step of its own."""
@@ -106,7 +107,11 @@ class Player:
                 answer = said.get(timeout=self._patience)
                 if answer is None:
                     break
-                current = _take(answer, current, found)
+                if "begin" in answer:
+                    current = Scenario(answer["begin"])
+                    self.begins.append((float(answer["at"]), current))
+                else:
+                    current = _take(answer, current, found)
         except queue.Empty:
             why = f"no answer within {self._patience:g} s"
         finally:
@@ -123,8 +128,6 @@ class Player:
 
 def _take(answer: dict[str, Any], current: Scenario | None, found: Transcripts) -> Scenario | None:
     """Enter what the program said; return the scenario that it is at."""
-    if "begin" in answer:
-        return Scenario(answer["begin"])
     if "end" in answer:
         return None
     steps = [(str(step), str(text)) for step, text in answer.get("steps", [])]

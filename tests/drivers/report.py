@@ -50,6 +50,13 @@ def show(matrix: Matrix, console: Console) -> None:
             console.print(f"[yellow]{explanation.key}[/]: {escape(explanation.text)}", soft_wrap=True)
     for name, why in matrix.missing.items():
         console.print(f"[magenta]{name} was skipped:[/] {escape(why)}", soft_wrap=True)
+    for pin in matrix.unexplained_pins:
+        console.print(f"[bold red]a pin that no line explains:[/] {escape(str(pin))}", soft_wrap=True)
+    for cause in matrix.idle_causes:
+        text = f"{cause.reason}, {cause.scenario}: {cause.line}"
+        console.print(f"[bold red]a line that has pinned nobody:[/] {escape(text)}", soft_wrap=True)
+    if not matrix.played:
+        console.print("[bold red]nothing was played[/]", soft_wrap=True)
     for complaint in matrix.complaints:
         console.print(f"[bold red]proxy:[/] {escape(complaint)}", soft_wrap=True)
 
@@ -152,9 +159,10 @@ def _again() -> list[str]:
         "",
         "## Again",
         "",
-        "`make drivers` plays everything and fails where a difference is not explained; `make drivers ARGS=--help`",
-        "tells how to play less. The proxy is the one that `make` installs for the tests, with a compiled relay where",
-        "there is a C compiler; `--proxy-python` names the Python of another installation. What a machine lacks",
-        "is installed from the package registries into `.venv-drivers`, or reported as skipped.",
+        "`make drivers` plays everything and fails where a difference is not explained, or where a connection keeps",
+        "its backend (a pin) and no line of a scenario is meant to pin it; `make drivers ARGS=--help` tells how to",
+        "play less. The proxy is the one that `make` installs for the tests, with a compiled relay where there is a",
+        "C compiler; `--proxy-python` names the Python of another installation. What a machine lacks is installed",
+        "from the package registries into `.venv-drivers`, or reported as skipped.",
         "",
     ]

@@ -8,9 +8,10 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,8 +23,10 @@ from harness.databases import Database, create_database, drop_database
 from harness.process import output
 from harness.proxy import ProxyProcess
 from harness.registries import RegistryUnderTest
+from harness.waiting import wait_until
 
-from drivers.model import Way
+from drivers.model import Scenario, Way
+from drivers.pins import pins_in
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.facts import ServerFacts
 from registry.contract import Limits, PoolMode
@@ -58,12 +61,13 @@ end $$;
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """The URLs of one way: without TLS, with it, and the authority that certifies the second."""
+    """The URLs of one way: without TLS, with it, and the authority that certifies the second; the tenants' slugs."""
 
     url: str
     tls_url: str
     ca: Path
     wrong_ca: Path
+    slugs: tuple[str, ...] = ()
 
     def env(self) -> dict[str, str]:
         """What the drivers' programs read."""
@@ -110,7 +114,7 @@ class World:
                     self._registry.url,
                     self._registry.keys,
                     listen=self._certificates.listen("allow"),
-                    log={"level": "info"},
+                    log={"level": "info", "lines_per_second": 0},
                     env=self._proxy_env(),
                     python=self._python,
                 )
@@ -127,10 +131,12 @@ class World:
     def doors(self, way: Way, name: str) -> Iterator[Doors]:
         """Fresh databases on both servers, reached on this way; in transaction mode among other busy clients."""
         with ExitStack() as stack:
-            plain, secure = (self._door(stack, way, f"{name}_{version}", version) for version in (18, 17))
+            names = [f"{name}_{version}" for version in (18, 17)]
+            plain, secure = (self._door(stack, way, *one) for one in zip(names, (18, 17), strict=True))
             if way is Way.TRANSACTION:
                 stack.enter_context(churning(plain, self._stuck))
-            yield Doors(plain, secure, self._certificates.ca, self._stranger.ca)
+            slugs = () if way is Way.DIRECT else tuple(map(_slug, names))
+            yield Doors(plain, secure, self._certificates.ca, self._stranger.ca, slugs)
 
     def description(self) -> str:
         """The builds of the proxy and of the servers."""
@@ -150,12 +156,20 @@ class World:
         found = self.proxy.metric("pgtenant_internal_errors_total")
         return [f"{found:g} internal errors in the proxy; its log ends: {self.proxy.logs()[-2000:]}"] if found else []
 
+    def pins(self, doors: Doors, begins: Sequence[tuple[float, Scenario]]) -> set[tuple[Scenario | None, str]]:
+        """In which scenarios the clients of this way, all of whom are gone, were pinned, and for which reasons."""
+        for slug in doors.slugs:
+            wait_until(partial(self._has_no_clients, slug), what=f"the clients of {slug} gone")
+        return pins_in(self.proxy.logs(), doors.slugs, begins)
+
+    def _has_no_clients(self, slug: str) -> bool:
+        return self.proxy.metric("pgtenant_clients", tenant=slug) == 0
+
     def _proxy_env(self) -> dict[str, str]:
         """What keeps another interpreter from importing this tree instead of what is installed for it."""
         return {} if self._python == sys.executable else {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
 
     def _door(self, stack: ExitStack, way: Way, name: str, version: int) -> str:
-        slug = name.replace("_", "-")
         with self._lock:
             database: Database = create_database(self.servers[version], name, seed=SEED)
             stack.callback(self._drop, database)
@@ -164,7 +178,7 @@ class World:
             mode, size = (
                 (PoolMode.TRANSACTION, SMALL_POOL) if way is Way.TRANSACTION else (PoolMode.SESSION, LARGE_POOL)
             )
-            tenant = self._registry.add_tenant(slug, database, pool_mode=mode, limits=Limits(pool_size=size))
+            tenant = self._registry.add_tenant(_slug(name), database, pool_mode=mode, limits=Limits(pool_size=size))
             return self.proxy.url_of(tenant)
 
     def _drop(self, database: Database) -> None:
@@ -175,6 +189,10 @@ class World:
         folder = self._directory / name
         folder.mkdir()
         return folder
+
+
+def _slug(name: str) -> str:
+    return name.replace("_", "-")
 
 
 @contextmanager

@@ -92,7 +92,7 @@ public class UsePgjdbc {
         Map<String, Scenario> scenarios = new UsePgjdbc().scenarios();
         for (String name : System.getenv("DRIVERS_SCENARIOS").split(",")) {
             int workers = ALONE.contains(name) ? 1 : Integer.parseInt(System.getenv("DRIVERS_WORKERS"));
-            say("{\"begin\": " + quoted(name) + "}");
+            say("{\"begin\": " + quoted(name) + ", \"at\": " + System.currentTimeMillis() / 1000.0 + "}");
             List<Thread> threads = new ArrayList<>();
             for (int number = 0; number < workers; number++) {
                 int worker = number;
@@ -611,6 +611,7 @@ public class UsePgjdbc {
             query(session, "drop table mine");
             int key = 3000 + notes.worker;
             query(session, "select pg_advisory_lock(" + key + ")");
+            notes.note("locked", value(session, "select ?::int4", 1));
             notes.note("advisory lock", query(session, "select pg_advisory_unlock(" + key + ")"));
             query(session, "select hide_setting('worker " + notes.worker + "')");
             for (int n = 0; n < 4; n++) notes.note("hidden " + n, query(session, "select current_setting('my.hidden', true)"));

@@ -80,7 +80,7 @@ def play(driver: Driver, scenarios: dict[str, Scenario], alone: frozenset[str]) 
     )
     for name in os.environ["DRIVERS_SCENARIOS"].split(","):
         workers = 1 if name in alone else int(os.environ["DRIVERS_WORKERS"])
-        _say(begin=name)
+        _say(begin=name, at=time.time())
         threads = [
             threading.Thread(target=_work, args=(driver, place, scenarios[name], name, number), daemon=True)
             for number in range(workers)

@@ -71,7 +71,7 @@ export async function play(scenarios) {
   };
   for (const name of DRIVERS_SCENARIOS.split(",")) {
     const workers = ALONE.has(name) ? 1 : Number(DRIVERS_WORKERS);
-    say({ begin: name });
+    say({ begin: name, at: Date.now() / 1000 });
     await Promise.all([...Array(workers).keys()].map((worker) => work(scenarios[name], name, worker, place)));
     say({ end: name });
   }

@@ -347,6 +347,7 @@ export function scenariosFor(driver) {
       await session.query("drop table mine");
       const key = 2000 + notes.worker;
       await session.query(`select pg_advisory_lock(${key})`);
+      notes.note("locked", await session.query("select $1::int4", [1]));
       notes.note("advisory lock", await session.query(`select pg_advisory_unlock(${key})`));
       await session.query(`select hide_setting('worker ${notes.worker}')`);
       for (let n = 0; n < 4; n += 1) {
