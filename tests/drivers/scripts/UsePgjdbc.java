@@ -374,6 +374,14 @@ public class UsePgjdbc {
         String table = "work_" + notes.worker;
         String insert = "insert into " + table + " values (?, 'x')";
         String counted = "select count(*) from " + table;
+        try (Connection session = open(place, Map.of("autosave", "always"))) {
+            query(session, "delete from " + table);
+            notes.outcome("with a savepoint before each", () -> inTransaction(session, () -> {
+                query(session, insert, 1);
+                notes.outcome("its error", () -> query(session, insert, 1));
+                return value(session, counted);
+            }));
+        }
         try (Connection session = open(); Connection other = open()) {
             query(session, "delete from " + table);
             notes.outcome("seen by itself, by another", () -> inTransaction(session, () -> {

@@ -42,11 +42,11 @@ class Notes:
             self.note(step, f"n/a: {why}")
 
     @contextmanager
-    def failing(self, step: str) -> Iterator[None]:
-        """Note with which SQLSTATE the block fails."""
+    def failing(self, step: str, *others: type[Exception]) -> Iterator[None]:
+        """Note with which SQLSTATE the block fails; `others` are errors of Python's own that a driver may raise."""
         try:
             yield
-        except self.driver.errors as error:
+        except (*self.driver.errors, *others) as error:
             self.note(step, self.driver.sqlstate(error) or type(error).__name__)
         else:
             self.note(step, "no error")

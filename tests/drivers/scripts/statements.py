@@ -112,6 +112,11 @@ def parameters(driver: Driver, place: Place, notes: Notes) -> None:
         with notes.failing("bad value"):
             session.query("select $1::text::int4", "seven")
         notes.note("after it", session.query("select $1::int4", 7))
+        # Some drivers ask for the type first, and then refuse the value themselves.
+        with notes.failing("value of another type", TypeError):
+            session.query("select $1::int4 + 0", "seven")
+        with session.transaction():
+            notes.note("in a transaction after it", session.value("select 1"))
 
 
 def named(driver: Driver, place: Place, notes: Notes) -> None:
@@ -132,6 +137,9 @@ def named(driver: Driver, place: Place, notes: Notes) -> None:
             plus(1)
             divide(0)
         notes.note("after the transaction", [plus(2), item(3), divide(10)])
+        late = session.prepare("select $1::int4 + 2")
+        with session.transaction():
+            notes.note("prepared before its transaction", late(1))
         with notes.failing("syntax error"):
             session.prepare("selekt $1::int4")(1)
         _schema_change(session, other, mine, notes)
