@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 from proxy.net.handshake_io import reason_of
 from proxy.net.host_names import Found, HostNames
+from proxy.net.keepalive import notice_silence
 from registry.contract import Address
 
 MAX_ENDPOINTS: Final = 8
@@ -82,7 +83,7 @@ async def dial(endpoint: Endpoint) -> socket.socket:
     try:
         if not endpoint.is_local:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            notice_silence(sock)
         try:
             sock.connect(endpoint.address)
         except BlockingIOError:
