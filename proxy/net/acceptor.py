@@ -11,6 +11,8 @@ from typing import Final, TypeAlias
 
 import structlog
 
+from proxy.net.keepalive import notice_silence
+
 log = structlog.get_logger(__name__)
 
 PAUSE_WHEN_EXHAUSTED: Final = 0.25
@@ -166,7 +168,7 @@ def _listen(family: int, address: tuple[str | int, ...], backlog: int) -> socket
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit these two.
+        # Accepted sockets inherit these.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         notice_silence(sock)
         if family == socket.AF_INET6:
