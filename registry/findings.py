@@ -1,4 +1,4 @@
-"""What trials mean: from probes of a server, and from a tenant's lodging, to checks with the next step.
+"""What trials mean: from probes of servers and tried logins of tenants to checks with the next step.
 
 Pure; `registry.trial` does what these judge.
 """
@@ -12,8 +12,8 @@ from registry.contract import TlsMode, VerifierSource
 from registry.domain.checks import Check, failed, ok, warning
 from registry.domain.models import Server
 from registry.domain.names import format_address
-from registry.operations.lodgings import Lodging
 from registry.operations.servers import ServerAccess
+from registry.operations.tenant_access import TenantAccess
 from registry.probe import NO_DATABASE, NO_PRIVILEGE, LoginTrial, Probe
 
 REFUSED_LOGIN: Final = "28"
@@ -101,18 +101,20 @@ def _verifiers_check(user: str, problem: str | None) -> Check:
     )
 
 
-def tenant_checks(lodging: Lodging, trial: LoginTrial | None) -> list[Check]:
-    """Judge where a tenant lives; `trial` is how a login to its database went, None where none was tried.
+def tenant_checks(access: TenantAccess, trial: LoginTrial | None) -> list[Check]:
+    """Judge a tenant's database and role; `trial` is how a login to its database went, None where none was tried.
 
     Such a login is the tenant's own where it has a role, else that of whoever administers the server.
     """
-    tenant = lodging.tenant
-    if lodging.server is None or tenant.database_name is None:
+    tenant = access.tenant
+    if access.server is None or tenant.database_name is None:
         return []
-    server, checks = lodging.server.server, []
+    server, checks = access.server.server, []
     where = f"database {tenant.database_name!r} on server {server.name!r}"
-    if lodging.neighbours:
-        others = ", ".join(repr(slug) for slug in lodging.neighbours[:3]) + (", ..." if lodging.neighbours[3:] else "")
+    if access.same_database:
+        others = ", ".join(repr(slug) for slug in access.same_database[:3]) + (
+            ", ..." if access.same_database[3:] else ""
+        )
         checks.append(
             warning(
                 "database",
@@ -121,7 +123,7 @@ def tenant_checks(lodging: Lodging, trial: LoginTrial | None) -> list[Check]:
                 " for a common database that is meant to be one, see --shared",
             )
         )
-    if lodging.role is None and not _may_pass_through(lodging):
+    if access.role is None and not _may_pass_through(access):
         checks.append(
             failed(
                 "role",
@@ -130,12 +132,12 @@ def tenant_checks(lodging: Lodging, trial: LoginTrial | None) -> list[Check]:
             )
         )
     if trial is not None and trial.problem is not None:
-        checks += _trial_checks(lodging, where, trial)
+        checks += _trial_checks(access, where, trial)
     return checks
 
 
-def _trial_checks(lodging: Lodging, where: str, trial: LoginTrial) -> list[Check]:
-    tenant, role, problem, state = lodging.tenant, lodging.role, trial.problem, trial.sqlstate or ""
+def _trial_checks(access: TenantAccess, where: str, trial: LoginTrial) -> list[Check]:
+    tenant, role, problem, state = access.tenant, access.role, trial.problem, trial.sqlstate or ""
     if state == NO_DATABASE:
         return [
             failed(
@@ -145,8 +147,8 @@ def _trial_checks(lodging: Lodging, where: str, trial: LoginTrial) -> list[Check
             )
         ]
     if not state or state.startswith(NOT_NOW):
-        assert lodging.server is not None
-        return [_untried(lodging.server.server.name, f"tenant {tenant.slug!r}", problem)]
+        assert access.server is not None
+        return [_untried(access.server.server.name, f"tenant {tenant.slug!r}", problem)]
     if role is None:
         # Somebody else has tried, whom the database need not let in.
         return []
@@ -182,7 +184,7 @@ def _untried(server: str, whom: str, problem: str | None) -> Check:
     )
 
 
-def _may_pass_through(lodging: Lodging) -> bool:
+def _may_pass_through(access: TenantAccess) -> bool:
     """Whether the tenant's users may be roles of its server, with which they log in themselves."""
-    asks = lodging.server is not None and lodging.server.auth is not None
-    return asks and lodging.tenant.verifiers is not VerifierSource.REGISTRY
+    asks = access.server is not None and access.server.auth is not None
+    return asks and access.tenant.verifiers is not VerifierSource.REGISTRY

@@ -24,8 +24,8 @@ from registry.domain.models import (
 from registry.domain.servers import Placement
 from registry.operations import keys, logins, servers, tenants
 from registry.operations.contents import Contents, read_contents, read_version
-from registry.operations.lodgings import Lodging, preview_tenant
 from registry.operations.servers import ServerAccess
+from registry.operations.tenant_access import TenantAccess, preview_tenant
 from registry.secrets import Vault
 from registry.store.database import Database
 from registry.store.transaction import Transaction, changing
@@ -114,7 +114,7 @@ class RegistryService:
 
     async def preview_tenant(
         self, name: str, change: TenantChange, placement: Placement, *, is_new: bool
-    ) -> Lodging | None:
+    ) -> TenantAccess | None:
         """What a change would make of a tenant's place, None where it stays as it is; nothing is written."""
         async with self._reading() as connection:
             return await preview_tenant(connection, self._vault, name, change, placement, is_new=is_new)

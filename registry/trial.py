@@ -14,8 +14,8 @@ from registry.domain.checks import Check, CheckStatus, failed
 from registry.errors import Conflict, SecretError
 from registry.findings import server_checks, tenant_checks, untried, usable
 from registry.operations.contents import Contents
-from registry.operations.lodgings import Lodging, new_lodgings
 from registry.operations.servers import ServerAccess, access_to
+from registry.operations.tenant_access import TenantAccess, changed_tenants
 from registry.probe import LoginTrial, Probe, probe_auth, probe_server, try_logins
 from registry.secrets import Vault
 
@@ -65,12 +65,12 @@ async def try_server(access: ServerAccess, *, database: str = "postgres") -> Tri
     return Tried(tuple(probes), tuple(server_checks(access, probes, problem)))
 
 
-async def try_tenant(lodging: Lodging, depth: Depth) -> list[Check]:
-    """Look at where a tenant lives; what is well is not told."""
-    if depth is Depth.REGISTRY or _credentials(lodging) is None:
-        return tenant_checks(lodging, None)
-    [trial] = await _trials([lodging])
-    return tenant_checks(lodging, trial)
+async def try_tenant(access: TenantAccess, depth: Depth) -> list[Check]:
+    """Look at a tenant's database and role; what is well is not told."""
+    if depth is Depth.REGISTRY or _credentials(access) is None:
+        return tenant_checks(access, None)
+    [trial] = await _trials([access])
+    return tenant_checks(access, trial)
 
 
 class Examiner:
@@ -89,7 +89,7 @@ class Examiner:
             tried = await asyncio.gather(*(try_server(access_to(one.record, one.sealed, self._open)) for one in new))
             for stored, one in zip(new, tried, strict=True):
                 servers += [_of_server(stored.record.name, check) for check in problems(one.checks)]
-        tenants = await _try_tenants(list(new_lodgings(before, after, self._open)), self._depth)
+        tenants = await _try_tenants(list(changed_tenants(before, after, self._open)), self._depth)
         found = (*servers, *tenants)
         if found and self._strictness is Strictness.REFUSE:
             raise refusal("nothing was applied", found)
@@ -117,26 +117,26 @@ def refusal(consequence: str, found: Sequence[Check]) -> Conflict:
     return Conflict(f"{consequence}: {found[0].text}{more}", found[0].hint)
 
 
-async def _try_tenants(lodgings: Sequence[Lodging], depth: Depth) -> list[Check]:
+async def _try_tenants(accesses: Sequence[TenantAccess], depth: Depth) -> list[Check]:
     """Try all, those of one role on one server together; a server that cannot be asked once is not asked again."""
     if depth is Depth.REGISTRY:
-        return [check for lodging in lodgings for check in tenant_checks(lodging, None)]
+        return [check for access in accesses for check in tenant_checks(access, None)]
     slots, down = asyncio.Semaphore(AT_ONCE), dict[str, str]()
     found: dict[int, LoginTrial | None] = {}
     groups: dict[tuple[str, str, str | None], list[int]] = {}
-    for number, lodging in enumerate(lodgings):
-        credentials = _credentials(lodging)
+    for number, access in enumerate(accesses):
+        credentials = _credentials(access)
         if credentials is None:
             found[number] = None
         else:
             password = None if credentials.password is None else credentials.password.reveal()
-            groups.setdefault((_server_name(lodging), credentials.user, password), []).append(number)
+            groups.setdefault((_server_name(access), credentials.user, password), []).append(number)
 
     async def look(numbers: Sequence[int]) -> None:
-        name = _server_name(lodgings[numbers[0]])
+        name = _server_name(accesses[numbers[0]])
         async with slots:
             if name not in down:
-                trials = await _trials([lodgings[number] for number in numbers])
+                trials = await _trials([accesses[number] for number in numbers])
                 found.update(zip(numbers, trials, strict=True))
                 for trial in trials:
                     if trial.problem is not None and trial.sqlstate is None:
@@ -148,38 +148,38 @@ async def _try_tenants(lodgings: Sequence[Lodging], depth: Depth) -> list[Check]
                 group.create_task(look(numbers))
     skipped: dict[str, int] = {}
     checks: list[Check] = []
-    for number, lodging in enumerate(lodgings):
+    for number, access in enumerate(accesses):
         trial = found.get(number)
         if number not in found or (trial is not None and trial.problem is not None and trial.sqlstate is None):
-            name, trial = _server_name(lodging), None
+            name, trial = _server_name(access), None
             down.setdefault(name, f"trying took longer than {PATIENCE:g} s")
             skipped[name] = skipped.get(name, 0) + 1
-        checks += tenant_checks(lodging, trial)
+        checks += tenant_checks(access, trial)
     return [*(untried(name, count, down[name]) for name, count in sorted(skipped.items())), *checks]
 
 
-def _server_name(lodging: Lodging) -> str:
-    return "" if lodging.server is None else lodging.server.server.name
+def _server_name(access: TenantAccess) -> str:
+    return "" if access.server is None else access.server.server.name
 
 
-def _credentials(lodging: Lodging) -> Credentials | None:
+def _credentials(access: TenantAccess) -> Credentials | None:
     """With what its database is tried: as its backends do; without a role, as whoever may see whether there is one."""
-    server = lodging.server
-    if server is None or lodging.tenant.database_name is None:
+    server = access.server
+    if server is None or access.tenant.database_name is None:
         return None
-    credentials = lodging.role or server.admin
+    credentials = access.role or server.admin
     return server.auth.credentials if credentials is None and server.auth is not None else credentials
 
 
-async def _trials(lodgings: Sequence[Lodging]) -> list[LoginTrial]:
+async def _trials(accesses: Sequence[TenantAccess]) -> list[LoginTrial]:
     """Try the databases of tenants with one role on one server."""
-    server, credentials = lodgings[0].server, _credentials(lodgings[0])
+    server, credentials = accesses[0].server, _credentials(accesses[0])
     assert server is not None
     assert credentials is not None
     try:
-        return await try_logins(server, credentials, [lodging.tenant.database_name or "" for lodging in lodgings])
+        return await try_logins(server, credentials, [access.tenant.database_name or "" for access in accesses])
     except ValueError as error:
-        return [LoginTrial(f"TLS cannot be set up: {error}")] * len(lodgings)
+        return [LoginTrial(f"TLS cannot be set up: {error}")] * len(accesses)
 
 
 def _of_server(name: str, check: Check) -> Check:

@@ -322,10 +322,10 @@ class _Trial:
 
     async def run(self, service: RegistryService, name: str, change: TenantChange, *, is_new: bool) -> list[Check]:
         """What speaks against a change of a tenant's place; raises Conflict where that is to be refused."""
-        lodging = await service.preview_tenant(name, change, self.placement, is_new=is_new)
-        if lodging is None:
+        access = await service.preview_tenant(name, change, self.placement, is_new=is_new)
+        if access is None:
             return []
-        found = problems(await try_tenant(lodging, Depth.REGISTRY if self.no_test else Depth.SERVERS))
+        found = problems(await try_tenant(access, Depth.REGISTRY if self.no_test else Depth.SERVERS))
         if found and self.strict:
             raise refusal(f"tenant {name!r} was not {'added' if is_new else 'changed'}", found)
         return found

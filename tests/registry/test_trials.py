@@ -45,8 +45,8 @@ def told(
     """What is said of a tenant that is to be added."""
 
     async def look(service: Any) -> list[Check]:
-        lodging = await service.preview_tenant("acme", TenantChange(**change), Placement.CHECKED, is_new=True)
-        return problems(await try_tenant(lodging, depth))
+        access = await service.preview_tenant("acme", TenantChange(**change), Placement.CHECKED, is_new=True)
+        return problems(await try_tenant(access, depth))
 
     return registry.do(look)
 

@@ -1,4 +1,4 @@
-"""Where tenants live, with all that it takes to look at it: server, role, and who else is on the database."""
+"""Tenants with what it takes to try their databases: server, role, and which others are on the database."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from registry.store.tables import servers, tenants
 
 
 @dataclass(frozen=True, slots=True)
-class Lodging:
-    """A tenant and where it lives; `server` None: it has no database of its own.
+class TenantAccess:
+    """A tenant and how its database is reached; `server` None: it has no database of its own.
 
-    `role` is with what its backends log in, None where it has no role and its server no default one.  `neighbours` are
-    the slugs of others on the same database.
+    `role` is with what its backends log in, None where it has no role and its server no default one.  `same_database`
+    has the slugs of other tenants on the same database.
     """
 
     tenant: Tenant
     server: ServerAccess | None
     role: Credentials | None = field(repr=False)
-    neighbours: tuple[str, ...] = ()
+    same_database: tuple[str, ...] = ()
 
 
 async def preview_tenant(
@@ -43,7 +43,7 @@ async def preview_tenant(
     placement: Placement,
     *,
     is_new: bool,
-) -> Lodging | None:
+) -> TenantAccess | None:
     """What `add_tenant` or `set_tenant` would make of a tenant, which is not written; None where it stays in place.
 
     Raises what they raise, but for aliases that are taken.
@@ -63,7 +63,7 @@ async def preview_tenant(
     if not is_new and after.generation == before.generation:
         return None
     if server_id is None:
-        return Lodging(after, None, None)
+        return TenantAccess(after, None, None)
     found = (await connection.execute(sa.select(servers).where(servers.c.id == server_id))).one()
     access = access_to(server_of(found), {column: found._mapping[column] for column in SECRETS}, vault.open)
     same = (
@@ -73,12 +73,12 @@ async def preview_tenant(
         .order_by(tenants.c.slug)
     )
     places = [(one.slug, server_of(one).addresses) for one in await connection.execute(same)]
-    neighbours = tuple(slug for slug, addresses in places if set(addresses) & set(access.server.addresses))
-    return Lodging(after, access, _role(after, sealed.columns["role_password"], access, vault.open), neighbours)
+    same_database = tuple(slug for slug, addresses in places if set(addresses) & set(access.server.addresses))
+    return TenantAccess(after, access, _role(after, sealed.columns["role_password"], access, vault.open), same_database)
 
 
-def new_lodgings(before: Contents, after: Contents, open_secret: Opener) -> Iterator[Lodging]:
-    """The tenants that come with a change of the registry, and those whose place it changes."""
+def changed_tenants(before: Contents, after: Contents, open_secret: Opener) -> Iterator[TenantAccess]:
+    """The tenants that a change of the registry adds, and those whose server, database or role it changes."""
     accesses = {one.record.server_id: access_to(one.record, one.sealed, open_secret) for one in after.servers.values()}
     on_database: dict[tuple[Address, str], set[str]] = defaultdict(set)
     for slug, one in after.tenants.items():
@@ -92,7 +92,7 @@ def new_lodgings(before: Contents, after: Contents, open_secret: Opener) -> Iter
         access = None if tenant.server_id is None else accesses[tenant.server_id]
         others = {other for place in _places(tenant, accesses) for other in on_database[place]} - {slug}
         role = None if access is None else _role(tenant, one.sealed["role_password"], access, open_secret)
-        yield Lodging(tenant, access, role, tuple(sorted(others)))
+        yield TenantAccess(tenant, access, role, tuple(sorted(others)))
 
 
 def _places(tenant: Tenant, accesses: dict[int, ServerAccess]) -> list[tuple[Address, str]]:
