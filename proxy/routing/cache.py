@@ -291,7 +291,7 @@ class RouteCache:
         self._floor = self._tenants_floor = self._changed = self.version = version
 
     def doubt(self, now: float) -> None:
-        """Take all answers up to now for stale: asked again, the registry may say more with the same version."""
+        """Take all answers from before now for stale: asked again, the registry may say more with the same version."""
         self._doubted_at = now
         self.mutations += 1
 
@@ -352,7 +352,7 @@ class RouteCache:
         return entry.version >= max(self._changed, self._floor) and now - entry.asked_at < self.limits.negative_ttl
 
     def _in_time(self, entry: Entry[V], now: float) -> bool:
-        if entry.version < 0 or entry.asked_at <= self._doubted_at:
+        if entry.version < 0 or entry.asked_at < self._doubted_at:
             return False
         return self.live or now - entry.asked_at < self.limits.ttl
 

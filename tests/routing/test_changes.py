@@ -427,12 +427,13 @@ async def test_reload_returns_when_all_changes_are_in_force(registry: FakeRegist
 
 
 async def test_what_a_node_can_open_only_now_is_asked_for_again_although_the_version_is_the_same(
-    registry: FakeRegistry, resolver: Resolver
+    registry: FakeRegistry, resolver: Resolver, clock: Clock
 ) -> None:
     updates: list[RouteUpdate] = []
     resolver.subscribe(updates.append)
     async with following(resolver):
         resolver.watch(await route_of(resolver))
+        clock.now += 1.0
         opened = Credentials("acme_role", Secret("opened"))
         registry.routes[1] = replace(registry.routes[1], role=opened)
         await resolver.ask_anew()
