@@ -23,8 +23,8 @@ DEV := .venv-dev/bin
 BUILD_FILES := pyproject.toml setup.py README.md LICENSE
 SOURCES := $(BUILD_FILES) $(shell find proxy registry -type f -not -path '*/.*' -not -name '*.py[co]')
 # The tests of the compiled modules; the others know no difference between the two variants, or would cost too much twice.
-INTERPRETED_ONLY := $(patsubst %,tests/net/test_%.py,auth_query backend_handshake certificates client_authentication \
-	client_handshake descriptors direct_tls gate handshake_io listener places real_address tls tls_turns) \
+INTERPRETED_ONLY := $(patsubst %,tests/net/test_%.py,admission auth_query backend_handshake certificates client_authentication \
+	client_handshake descriptors direct_tls handshake_io listener places real_address tls tls_turns) \
 	$(patsubst %,tests/e2e/test_%.py,client_certificates console_in_trouble demanding_servers driver_matrix dump_and_restore live_details \
 	load_balancers login_timing one_stranger proofs registry_outages server_tls shutdown_details strangers tls_documentation)
 COMPILED_TESTS := $(filter-out $(INTERPRETED_ONLY),$(wildcard tests/wire/test_framing.py tests/session/test_*.py \

@@ -46,13 +46,13 @@ from proxy.routing.verdict import state_failure
 from proxy.settings import Reloaded, ReloadFailed
 from proxy.version import build_info
 from proxy.wiring import (
+    admissions_of,
     ask_settings,
     client_tls,
     console_rules,
     defaults_of,
     dial_settings,
     door_settings,
-    gates_of,
     handshake_limits,
     login_limits,
     resolver_config,
@@ -103,7 +103,7 @@ class Node:
         wanted = wanted_descriptors(settings)
         self.shares = share_out(current_limit(), wanted)
         self.shortfall = shortfall(wanted, self.shares)
-        self.gates = gates_of(settings, self.shares)
+        self.admissions = admissions_of(settings, self.shares)
         self.ledger = NodeLedger(self.shares.backends, pool.max_connecting)
         self.selector = selector
         self.hub = Hub(selector, self.ledger, pool.cross_tenant_wait)
@@ -156,7 +156,7 @@ class Node:
             self.table,
             self.dialer,
             door_settings(settings, self.client_tls, self.shares),
-            self.gates,
+            self.admissions,
             client_keys=self.client_keys,
             clock=self.clock,
         )
@@ -189,7 +189,7 @@ class Node:
             self.tenancy,
             self.door,
             self.hub,
-            self.gates,
+            self.admissions,
             routing=self.resolver.status,
             build=build,
             snapshot_failures=lambda: 0 if self.keeper is None else self.keeper.failures,
@@ -309,8 +309,8 @@ class Node:
         self.shares = share_out(current_limit(), wanted)
         self.shortfall = shortfall(wanted, self.shares)
         trusted = settings.listen.trusted
-        self.gates.logins.set_limits(login_limits(settings, self.shares), trusted)
-        self.gates.handshakes.set_limits(handshake_limits(settings), trusted)
+        self.admissions.logins.set_limits(login_limits(settings, self.shares), trusted)
+        self.admissions.handshakes.set_limits(handshake_limits(settings), trusted)
         if self.shortfall and self.shortfall != before:
             say_shortfall(self.shortfall, current_limit(), wanted)
 
@@ -332,7 +332,7 @@ class Node:
             Check("registry", status.registry_up or status.version > 0 or self.remembers, registry),
             Check("keys", not self.secrets.problem, self.secrets.problem),
             # Strangers cause this, and must not be able to take a node out of service by it.
-            Check("logins", ok=True, detail=self.gates.crowd()),
+            Check("logins", ok=True, detail=self.admissions.describe_queue()),
             Check("descriptors", ok=True, detail=self.shortfall and f"enough for {self.shortfall}"),
         ]
 
@@ -353,7 +353,7 @@ class Node:
         if self.console is not None:
             await self.console.close()
         await self.door.close()
-        self.gates.close()
+        self.admissions.close()
         await self._cancel_tasks()
         if self.keeper is not None:
             await self.keeper.save()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from proxy.admin.console import ConsoleRules, ConsoleUser, Right
 from proxy.auth import ScramVerifier, Slowdown, VerifierError
+from proxy.net.admission import Admission, Admissions
 from proxy.net.auth_query import AskSettings
 from proxy.net.client_handshake import AuthPolicy, GreetPolicy
 from proxy.net.client_tls import CertificateFiles, ClientTls, ClientTlsConfig, ClientTlsMode
 from proxy.net.descriptors import Shares
 from proxy.net.dialer import DialSettings
 from proxy.net.front_door import DoorSettings
-from proxy.net.gate import Gate, Gates
 from proxy.net.places import UNBOUNDED, PlaceLimits
 from proxy.net.real_address import ProxyPolicy
 from proxy.net.tls import TLS_VERSIONS
@@ -164,12 +164,12 @@ def handshake_limits(settings: Settings) -> PlaceLimits:
     return PlaceLimits(most, most, queue=UNBOUNDED)
 
 
-def gates_of(settings: Settings, shares: Shares) -> Gates:
+def admissions_of(settings: Settings, shares: Shares) -> Admissions:
     """What clients have to wait for."""
     trusted = settings.listen.trusted
-    return Gates(
-        Gate("logins", login_limits(settings, shares), trusted=trusted),
-        Gate("TLS handshakes", handshake_limits(settings), trusted=trusted),
+    return Admissions(
+        Admission("logins", login_limits(settings, shares), trusted=trusted),
+        Admission("TLS handshakes", handshake_limits(settings), trusted=trusted),
     )
 
 

@@ -29,6 +29,8 @@ from proxy.errors import (
     Failure,
 )
 from proxy.net.acceptor import PeerAddress
+from proxy.net.admission import Admissions, NoPlace
+from proxy.net.arrivals import Arrivals
 from proxy.net.client_authentication import Proof
 from proxy.net.client_handshake import (
     AuthPolicy,
@@ -45,14 +47,12 @@ from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer, serving
 from proxy.net.doorkeeper import Doorkeeper
 from proxy.net.failures import as_fatal
-from proxy.net.gate import Gates, TurnedAway
 from proxy.net.handshake_io import HandshakeSocket, TlsFailed, Turnstile
 from proxy.net.hub import KEY_REFUSED, Hub, held_back
 from proxy.net.link_host import MODE_SESSION
 from proxy.net.pipe_link import PipeClient
 from proxy.net.probe import Probe
 from proxy.net.real_address import HeaderRefused, ProxyPolicy
-from proxy.net.reception import Reception
 from proxy.net.replication import ReplicationDesk, check_access, check_backend
 from proxy.net.side_door import Console, Guest, is_meant, resolve_aside
 from proxy.net.statuses import StatusCache, encode_statuses
@@ -134,7 +134,7 @@ class FrontDoor:
         table: ParameterTable,
         dialer: Dialer,
         settings: DoorSettings,
-        gates: Gates,
+        admissions: Admissions,
         *,
         client_keys: ClientKeys,
         clock: Callable[[], float],
@@ -155,7 +155,7 @@ class FrontDoor:
         self._replication = ReplicationDesk(hub, tenancy, table.empty)
         self._flights = SingleFlight()
         self._turnstile = Turnstile()
-        self._reception = Reception(gates, settings.proxied)
+        self._arrivals = Arrivals(admissions, settings.proxied)
         self._next_ident = 1
         self._statements = StatementTable(secrets.token_hex(8).encode())
         self._promised: set[int] = set()
@@ -170,22 +170,22 @@ class FrontDoor:
         """Hold logins to other settings from now on; nobody who is logged in is dropped."""
         tls = settings.greet.tls
         self._settings = settings
-        self._reception.proxied = settings.proxied
+        self._arrivals.proxied = settings.proxied
         self._keeper.follow(settings.auth, settings.slowdown, None if tls is None else tls.mode)
 
     async def welcome(self, sock: socket.socket, peer: PeerAddress) -> None:
         """Take one accepted connection through its login, and leave nothing behind if that fails."""
         io = HandshakeSocket(sock, turnstile=self._turnstile)
         visit = Visit(f"{peer[0]}:{peer[1]}", self._clock(), self._settings.login_timeout)
-        ticket = self._reception.ask(io, peer[0])
+        request = self._arrivals.request_place(io, peer[0])
         try:
             async with asyncio.timeout(visit.limit) as visit.deadline:
-                await self._reception.receive(io, peer, visit, ticket)
+                await self._arrivals.admit(io, peer, visit, request)
                 await self._login(io, visit)
         except HeaderRefused as refusal:
             self._count_refusal(visit, "proxy_header", str(refusal), log.warning)
-        except TurnedAway:
-            self._reception.turn_away(io)
+        except NoPlace:
+            self._arrivals.refuse(io)
             self.refused[TOO_MANY_LOGINS.name] = self.refused.get(TOO_MANY_LOGINS.name, 0) + 1
         except TlsFailed as failed:
             log.info("TLS with a client failed", address=visit.address, reason=str(failed))
@@ -210,7 +210,7 @@ class FrontDoor:
             log.exception("a login failed inside the proxy", address=visit.address)
             await send_failure(io, Failure(INTERNAL))
         finally:
-            ticket.leave()
+            request.leave()
             io.close()
 
     def client_pinned(self, client: ClientLink, reasons: str) -> None:
@@ -249,7 +249,7 @@ class FrontDoor:
         await self._flights.close()
 
     async def _login(self, io: HandshakeSocket, visit: Visit) -> None:
-        greeting = await greet(io, self._settings.greet, self._reception.tls_turn(visit))
+        greeting = await greet(io, self._settings.greet, self._arrivals.tls_turn(visit))
         if greeting.cancel is not None:
             await self._cancel(greeting.cancel, visit)
             return

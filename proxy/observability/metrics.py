@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
+from proxy.net.admission import Admissions
 from proxy.net.front_door import FrontDoor
-from proxy.net.gate import Gates
 from proxy.net.hub import Hub
-from proxy.observability.gate_families import gate_families
+from proxy.observability.admission_families import admission_families
 from proxy.observability.server_sums import ServerSums
 from proxy.observability.tenant_sums import TenantSum, TenantSums
 from proxy.pool.ledger import NodeLedger
@@ -58,7 +58,7 @@ class NodeMetrics:
         tenancy: Tenancy,
         door: FrontDoor,
         hub: Hub,
-        gates: Gates,
+        admissions: Admissions,
         *,
         routing: Callable[[], RoutingStatus],
         build: BuildInfo,
@@ -68,7 +68,7 @@ class NodeMetrics:
     ) -> None:
         self._door = door
         self._hub = hub
-        self._gates = gates
+        self._admissions = admissions
         self._routing = routing
         self._build = build
         self._snapshot_failures = snapshot_failures
@@ -150,7 +150,7 @@ class NodeMetrics:
         yield pins
         yield _counter("pgtenant_logins", "Logins completed.", self._door.logins)
         yield _counter("pgtenant_logins_slowed", "Logins that waited because of earlier failures.", self._door.slowed)
-        yield from gate_families(self._gates)
+        yield from admission_families(self._admissions)
         console = self._door.console
         yield _counter("pgtenant_console_logins", "Logins to the console.", 0 if console is None else console.logins)
         yield _gauge(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
+from proxy.net.admission import Admission, Admissions
 from proxy.net.front_door import FrontDoor
-from proxy.net.gate import Gate, Gates
 from proxy.net.hub import Hub
 from proxy.net.places import PlaceLimits
 from proxy.net.relay_loop import RelaySelector
@@ -62,7 +62,7 @@ class MetricsWorld:
             self.tenancy,
             cast("FrontDoor", self.door),
             self.hub,
-            Gates(Gate("logins", PlaceLimits(10, 5, 10)), Gate("TLS handshakes", PlaceLimits(4, 2, 10))),
+            Admissions(Admission("logins", PlaceLimits(10, 5, 10)), Admission("TLS handshakes", PlaceLimits(4, 2, 10))),
             routing=lambda: STATUS,
             build=BuildInfo("1.2.3", "interpreted", source_matches=True, python="CPython 3"),
             snapshot_failures=lambda: 0,

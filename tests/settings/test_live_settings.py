@@ -138,8 +138,8 @@ def resolvers(name: str) -> Look:
     return lambda running: getattr(running.node.resolver.config, name)
 
 
-def gates(gate: str, name: str) -> Look:
-    return lambda running: getattr(getattr(running.node.gates, gate).places.limits, name)
+def admissions(admission: str, name: str) -> Look:
+    return lambda running: getattr(getattr(running.node.admissions, admission).places.limits, name)
 
 
 def console_users(running: Running) -> list[str]:
@@ -150,13 +150,16 @@ def console_users(running: Running) -> list[str]:
 IN_FORCE: dict[str, tuple[Any, Look, object]] = {
     "listen.backlog": (7, lambda running: running.node.listener._acceptor._backlog, 7),
     "listen.accepts_per_turn": (3, lambda running: running.node.listener._acceptor._per_turn, 3),
-    "listen.max_logins": (9, gates("logins", "places"), 9),
-    "listen.max_logins_per_address": (9, gates("logins", "per_address"), 9),
-    "listen.max_queued_logins": (9, gates("logins", "queue"), 9),
-    "listen.max_tls_handshakes": (9, gates("handshakes", "places"), 9),
+    "listen.max_logins": (9, admissions("logins", "places"), 9),
+    "listen.max_logins_per_address": (9, admissions("logins", "per_address"), 9),
+    "listen.max_queued_logins": (9, admissions("logins", "queue"), 9),
+    "listen.max_tls_handshakes": (9, admissions("handshakes", "places"), 9),
     "listen.trusted_networks": (
         ["10.1.0.0/16"],
-        lambda running: {str(*gate.trusted) for gate in (running.node.gates.logins, running.node.gates.handshakes)},
+        lambda running: {
+            str(*admission.trusted)
+            for admission in (running.node.admissions.logins, running.node.admissions.handshakes)
+        },
         {"10.1.0.0/16"},
     ),
     "listen.max_clients": (11, doors("max_clients"), 11),

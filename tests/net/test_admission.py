@@ -11,33 +11,33 @@ import pytest
 from harness.waiting import eventually
 from structlog.testing import capture_logs
 
-from proxy.net import gate as gate_module
-from proxy.net.gate import Gate, Gates, TurnedAway
+from proxy.net import admission as admission_module
+from proxy.net.admission import Admission, Admissions, NoPlace
+from proxy.net.arrivals import Arrivals
 from proxy.net.handshake_io import HandshakeSocket, PeerGone
 from proxy.net.listener import Listener, PeerAddress
 from proxy.net.places import PlaceLimits
 from proxy.net.real_address import ProxyPolicy
-from proxy.net.reception import Reception
 from proxy.net.visit import Visit
 
 
-def gate(places: int = 8, per_address: int = 2, queue: int = 4, trusted: tuple[str, ...] = ()) -> Gate:
-    return Gate("logins", PlaceLimits(places, per_address, queue), trusted=[ip_network(one) for one in trusted])
+def admission(places: int = 8, per_address: int = 2, queue: int = 4, trusted: tuple[str, ...] = ()) -> Admission:
+    return Admission("logins", PlaceLimits(places, per_address, queue), trusted=[ip_network(one) for one in trusted])
 
 
 async def test_who_queues_is_woken_when_a_place_is_free() -> None:
-    mine = gate()
+    mine = admission()
     first, _ = (mine.arrive("192.0.2.1") for _ in range(2))
     waiting = asyncio.create_task(mine.arrive("192.0.2.1").admitted())
     await eventually(lambda: mine.places.queued == 1)
-    assert mine.crowd() == "logins: 2 of 8 under way, 1 queued"
+    assert mine.describe_queue() == "logins: 2 of 8 under way, 1 queued"
     first.leave()
     await asyncio.wait_for(waiting, 5)
-    assert mine.crowd() == ""
+    assert mine.describe_queue() == ""
 
 
 async def test_who_gives_up_while_waiting_leaves_the_queue() -> None:
-    mine = gate()
+    mine = admission()
     held = [mine.arrive("192.0.2.1") for _ in range(2)]
 
     async def come() -> None:
@@ -52,10 +52,10 @@ async def test_who_gives_up_while_waiting_leaves_the_queue() -> None:
 
 
 async def test_beyond_the_queue_there_is_no_waiting() -> None:
-    mine = gate()
+    mine = admission()
     for _ in range(4):
         mine.arrive("192.0.2.1")
-    with pytest.raises(TurnedAway):
+    with pytest.raises(NoPlace):
         await mine.arrive("192.0.2.1").admitted()
 
 
@@ -63,7 +63,7 @@ async def test_beyond_the_queue_there_is_no_waiting() -> None:
     ("one", "other"), [("2001:db8::1", "2001:db8::ffff:2"), ("192.0.2.1", "::ffff:192.0.2.1")], ids=["/64", "mapped"]
 )
 async def test_addresses_that_somebody_could_take_at_will_count_as_one(one: str, other: str) -> None:
-    mine = gate()
+    mine = admission()
     for host in (one, other, one):
         mine.arrive(host)
     assert (mine.places.used, mine.places.queued) == (2, 1)
@@ -72,15 +72,15 @@ async def test_addresses_that_somebody_could_take_at_will_count_as_one(one: str,
 
 
 async def test_trusted_networks_have_no_share() -> None:
-    mine = gate(trusted=("10.0.0.0/8",))
+    mine = admission(trusted=("10.0.0.0/8",))
     for host in ("10.0.0.1", "10.0.0.1", "::ffff:10.0.0.1", "10.0.0.2"):
         mine.arrive(host)
     assert mine.places.used == 4
 
 
 async def test_one_line_tells_of_all_that_were_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "REPORT_AFTER", 0.01)
-    mine = gate()
+    monkeypatch.setattr(admission_module, "REPORT_AFTER", 0.01)
+    mine = admission()
     with capture_logs() as lines:
         for _ in range(50):
             mine.arrive("192.0.2.1")
@@ -108,9 +108,9 @@ async def test_one_line_tells_of_all_that_were_held_back(monkeypatch: pytest.Mon
 class Door:
     """Receives connections, and keeps those that have said something."""
 
-    def __init__(self, logins: Gate, proxied: ProxyPolicy | None = None) -> None:
-        self.gates = Gates(logins, gate())
-        self.reception = Reception(self.gates, proxied)
+    def __init__(self, logins: Admission, proxied: ProxyPolicy | None = None) -> None:
+        self.admissions = Admissions(logins, admission())
+        self.arrivals = Arrivals(self.admissions, proxied)
         self.received: list[str] = []
         self.ended: list[str] = []
         self.listener = Listener("127.0.0.1", 0, self.login)
@@ -119,15 +119,15 @@ class Door:
     async def login(self, sock: socket.socket, peer: PeerAddress) -> None:
         io = HandshakeSocket(sock)
         visit = Visit(f"{peer[0]}:{peer[1]}", 0.0, 10.0)
-        ticket = self.reception.ask(io, peer[0])
+        request = self.arrivals.request_place(io, peer[0])
         try:
-            await self.reception.receive(io, peer, visit, ticket)
+            await self.arrivals.admit(io, peer, visit, request)
             self.received.append(visit.host)
             await asyncio.Event().wait()
-        except (TurnedAway, PeerGone, asyncio.CancelledError) as error:
+        except (NoPlace, PeerGone, asyncio.CancelledError) as error:
             self.ended.append(type(error).__name__)
         finally:
-            ticket.leave()
+            request.leave()
             io.close()
 
     def connect(self, source: str = "127.0.0.1", say: bytes = b"") -> socket.socket:
@@ -142,49 +142,49 @@ class Door:
 
     async def __aexit__(self, *_: object) -> None:
         await self.listener.close()
-        self.gates.close()
+        self.admissions.close()
         for client in self.clients:
             client.close()
 
 
 async def test_a_silent_connection_is_told_and_closed_when_its_place_is_wanted() -> None:
-    async with Door(gate()) as door:
+    async with Door(admission()) as door:
         silent = [door.connect("127.0.0.2") for _ in range(2)]
-        await eventually(lambda: door.gates.logins.places.silent == 2)
+        await eventually(lambda: door.admissions.logins.places.silent == 2)
         door.connect("127.0.0.2", b"hello")
         await eventually(lambda: door.received == ["127.0.0.2"])
         assert b"too many logins" in await asyncio.to_thread(silent[0].recv, 1000)
         assert await asyncio.to_thread(silent[0].recv, 1000) == b""
         assert door.ended == ["CancelledError"]
-        assert door.gates.logins.places.used == 2
+        assert door.admissions.logins.places.used == 2
 
 
 async def test_who_has_spoken_is_not_evicted_for_one_who_says_nothing() -> None:
-    async with Door(gate()) as door:
+    async with Door(admission()) as door:
         for _ in range(2):
             door.connect("127.0.0.2", b"hello")
         await eventually(lambda: len(door.received) == 2)
         for _ in range(10):
             door.connect("127.0.0.2")
-        await eventually(lambda: door.ended.count("TurnedAway") == 8)
-        assert (door.gates.logins.places.used, door.gates.logins.places.queued) == (2, 2)
+        await eventually(lambda: door.ended.count("NoPlace") == 8)
+        assert (door.admissions.logins.places.used, door.admissions.logins.places.queued) == (2, 2)
         door.connect("127.0.0.1", b"hello")
         await eventually(lambda: door.received[-1] == "127.0.0.1")
 
 
 async def test_behind_a_load_balancer_the_clients_own_address_counts() -> None:
     proxied = ProxyPolicy([ip_network("127.0.0.9")])
-    async with Door(gate(), proxied) as door:
+    async with Door(admission(), proxied) as door:
 
         def come(client: str) -> None:
             door.connect("127.0.0.9", f"PROXY TCP4 {client} 127.0.0.1 50000 6432\r\nhello".encode())
 
         for _ in range(4):
             come("192.0.2.1")
-        await eventually(lambda: door.gates.logins.places.queued == 2)
+        await eventually(lambda: door.admissions.logins.places.queued == 2)
         come("192.0.2.2")
         await eventually(lambda: door.received == ["192.0.2.1", "192.0.2.1", "192.0.2.2"])
         # Before its header a connection counts for nobody, and goes first like all who have said nothing.
         door.connect("127.0.0.9")
-        await eventually(lambda: door.gates.logins.places.used == 4)
-        assert door.gates.logins.places.silent == 1
+        await eventually(lambda: door.admissions.logins.places.used == 4)
+        assert door.admissions.logins.places.silent == 1

@@ -1,4 +1,4 @@
-"""Waiting for a place: `proxy.net.places` says who has one, here coroutines wait for theirs and are told."""
+"""Admission control: `proxy.net.places` says who has a place, here coroutines wait for theirs and are told."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ REPORT_EVERY: Final = 10.0
 TRUSTED: Final = "trusted networks"
 
 
-class TurnedAway(Exception):
+class NoPlace(Exception):
     """There is no place, and too many wait for one."""
 
 
-class Gate:
+class Admission:
     """The places for what clients have under way, as `kind` says ("logins"): where they ask, wait, and are told.
 
     Clients from `trusted` networks may have any number of places.
@@ -40,7 +40,7 @@ class Gate:
         self.waited = 0
         self.trusted = trusted
         self.places = Places(limits, self._has_spoken)
-        self._tickets: dict[Place, Ticket] = {}
+        self._requests: dict[Place, PlaceRequest] = {}
         self._report: asyncio.TimerHandle | None = None
         self._noticed = self._reported = (0, 0, 0)
         self._last_from: str | None = None
@@ -48,28 +48,28 @@ class Gate:
 
     def arrive(
         self, host: str | None, *, silent_on: int | None = None, evict: Callable[[], None] = lambda: None
-    ) -> Ticket:
-        """Ask for a place for a client at this address; then await `Ticket.admitted`, and in the end `leave`.
+    ) -> PlaceRequest:
+        """Ask for a place for a client at this address; then await `PlaceRequest.admitted`, and in the end `leave`.
 
         `host` None stands for a load balancer, which is going to say for whom.  `silent_on` is the socket of somebody
         from whom nothing has been read yet.  Until `heard` he may lose his place: `evict` is called then, which has to
         end him.
         """
         place = self.places.arrive(self.address_of(host), silent=silent_on is not None)
-        ticket = Ticket(self, place, silent_on, evict)
-        self._tickets[place] = ticket
+        request = PlaceRequest(self, place, silent_on, evict)
+        self._requests[place] = request
         self.tell(place)
-        return ticket
+        return request
 
     @asynccontextmanager
     async def place(self, host: str) -> AsyncIterator[bool]:
         """Wait for a place, and have it until the block ends; says whether others still wait."""
-        ticket = self.arrive(host)
+        request = self.arrive(host)
         try:
-            await ticket.admitted()
+            await request.admitted()
             yield self.places.queued > 0
         finally:
-            ticket.leave()
+            request.leave()
 
     def set_limits(self, limits: PlaceLimits, trusted: Sequence[Network]) -> None:
         """Put other limits in force for those who ask from now on; nobody loses what he has."""
@@ -84,7 +84,7 @@ class Gate:
     def tell(self, about: Place) -> None:
         """Tell those whose standing has changed since `about` asked, moved or left."""
         if about.standing is Standing.GONE:
-            self._tickets.pop(about, None)
+            self._requests.pop(about, None)
         self._hand_out()
         if about.standing is Standing.QUEUED:
             self.waited += 1
@@ -99,7 +99,7 @@ class Gate:
             self._report.cancel()
             self._report = None
 
-    def crowd(self) -> str:
+    def describe_queue(self) -> str:
         """Say who waits, in words; empty where nobody does."""
         places = self.places
         if not places.queued:
@@ -108,9 +108,9 @@ class Gate:
 
     def _hand_out(self) -> None:
         for place in self.places.take_changed():
-            ticket = self._tickets.get(place)
-            if ticket is not None:
-                ticket.tell()
+            request = self._requests.get(place)
+            if request is not None:
+                request.tell()
 
     def _counts(self) -> tuple[int, int, int]:
         return self.waited, self.places.evicted, self.places.refused
@@ -144,20 +144,20 @@ class Gate:
         )
 
     def _has_spoken(self, place: Place) -> bool:
-        ticket = self._tickets.get(place)
-        return ticket is None or ticket.has_spoken()
+        request = self._requests.get(place)
+        return request is None or request.has_spoken()
 
 
 @dataclass(frozen=True, slots=True)
-class Gates:
+class Admissions:
     """What clients of a node have to wait for: a place for their login, and within it one for their TLS handshake."""
 
-    logins: Gate
-    handshakes: Gate
+    logins: Admission
+    handshakes: Admission
 
-    def crowd(self) -> str:
+    def describe_queue(self) -> str:
         """Say who waits, in words; empty where nobody does."""
-        return "; ".join(text for gate in (self.logins, self.handshakes) if (text := gate.crowd()))
+        return "; ".join(text for admission in (self.logins, self.handshakes) if (text := admission.describe_queue()))
 
     def close(self) -> None:
         """Write no line about the places any more."""
@@ -165,18 +165,18 @@ class Gates:
         self.handshakes.close()
 
 
-class Ticket:
+class PlaceRequest:
     """A client's place, or its wait for one."""
 
-    def __init__(self, gate: Gate, place: Place, descriptor: int | None, evict: Callable[[], None]) -> None:
-        self._gate = gate
+    def __init__(self, admission: Admission, place: Place, descriptor: int | None, evict: Callable[[], None]) -> None:
+        self._admission = admission
         self._place = place
         self._descriptor = descriptor
         self._evict = evict
         self._turn: asyncio.Future[None] | None = None
 
     async def admitted(self) -> None:
-        """Wait for the place; raises TurnedAway where too many wait already."""
+        """Wait for the place; raises NoPlace where too many wait already."""
         if self._place.standing is Standing.QUEUED:
             self._turn = asyncio.get_running_loop().create_future()
             try:
@@ -184,23 +184,23 @@ class Ticket:
             finally:
                 self._turn = None
         if self._place.standing is Standing.REFUSED:
-            raise TurnedAway
+            raise NoPlace
 
     async def move(self, host: str) -> None:
         """Be counted by another address, that of the client itself; may wait, and raises what `admitted` raises."""
-        self._gate.places.move(self._place, self._gate.address_of(host))
-        self._gate.tell(self._place)
+        self._admission.places.move(self._place, self._admission.address_of(host))
+        self._admission.tell(self._place)
         await self.admitted()
 
     def heard(self) -> None:
         """Note that the client has said something: it is not evicted any more."""
         self._descriptor = None
-        self._gate.places.heard(self._place)
+        self._admission.places.heard(self._place)
 
     def leave(self) -> None:
         """Give the place up, or the wait for it."""
-        self._gate.places.leave(self._place)
-        self._gate.tell(self._place)
+        self._admission.places.leave(self._place)
+        self._admission.tell(self._place)
 
     def tell(self) -> None:
         """Say that the standing has changed."""
