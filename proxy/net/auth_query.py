@@ -42,6 +42,8 @@ MAX_WAITING: Final = 1_000
 _TEXT: Final = 25
 """The type oid of `text`: compared with a name it is not cut to 63 bytes."""
 _TWO_ROWS: Final = 2
+_CANNOT_BE_A_NAME: Final = frozenset({"22P05", "22021"})
+"""What PostgreSQL says to a parameter that the database's encoding has no characters for."""
 _MOST_DOUBLINGS: Final = 16
 
 
@@ -257,6 +259,10 @@ async def _converse(io: HandshakeSocket, query: str, user: str) -> ServerRole | 
             rows.append(DataRow.decode(body).values)
         elif kind == framing.B_ERROR:
             said = ErrorResponse.decode(body)
+            if said.sqlstate in _CANNOT_BE_A_NAME:
+                # Another answer than the one to a name that nobody has would tell strangers that the tenant exists.
+                rows.clear()
+                continue
             text = printable(f"{said.message or 'an error'} (SQLSTATE {said.sqlstate or 'missing'})")
             if said.severity in {"FATAL", "PANIC"}:
                 raise PeerGone(text)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+
+import structlog
 
 from proxy.auth import ScramVerifier, VerifierError, mock_verifier
 from proxy.errors import REGISTRY_DOWN, TENANT_NOT_NAMED, VERIFIERS_UNAVAILABLE, Failure
@@ -33,7 +34,7 @@ from registry.contract import (
     VerifierSource,
 )
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,7 +459,7 @@ class Resolver:
             try:
                 return ScramVerifier.parse(login.verifier)
             except VerifierError as error:
-                log.error("login %d (%s) has an unusable verifier: %s", login.login_id, login.user, error)
+                log.error("a login cannot be used", login=login.login_id, user=login.user, reason=str(error))
         return await self.mock_login(survey.mock_selector)
 
     async def _ask_shared(self) -> None:

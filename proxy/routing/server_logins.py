@@ -7,19 +7,20 @@ in counts as absent, as the server itself would count it.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
+import structlog
+
 from proxy.auth import ClientKeys, ScramVerifier, VerifierError
 from proxy.routing.cache import MAX_FLOORS, Entry, Shelf
 from proxy.routing.lookups import Look, SingleFlight
 from registry.contract import ChangeKind, Login, Route, RouteChange, ServerInfo, VerifierSource
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 MAX_ROLE_BYTES: Final = 63
 """Longest name of a role in PostgreSQL; a longer one would be cut, and mean somebody else."""
@@ -200,7 +201,7 @@ def _readable(role: ServerRole, server: ServerInfo, user: str) -> ScramVerifier 
     try:
         return ScramVerifier.parse(role.verifier)
     except VerifierError as error:
-        log.warning('role "%s" of server "%s" cannot log in through the proxy: %s', user, server.name, error)
+        log.warning("a role cannot log in through the proxy", role=user, server=server.name, reason=str(error))
         return None
 
 

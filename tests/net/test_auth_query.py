@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,13 +13,15 @@ import pytest
 from harness.fakeserver import FakeServer, FakeSession, Script, command_complete, data_row, error_response, ready
 from harness.rawclient import frame
 from harness.waiting import eventually
+from structlog.testing import capture_logs
 
+from proxy.demo.facts import ServerFacts
 from proxy.net.auth_query import AskSettings, AuthQueries
 from proxy.net.host_names import HostNames
 from proxy.net.scram_keys import ScramKeyCache
 from proxy.net.tls import ServerTlsContexts
 from proxy.routing.server_logins import CannotAsk, ServerRole
-from registry.contract import DEFAULT_AUTH_QUERY, Address, AuthQuery, Credentials, ServerInfo, TlsMode
+from registry.contract import DEFAULT_AUTH_QUERY, Address, AuthQuery, Credentials, Secret, ServerInfo, TlsMode
 
 VERIFIER = "SCRAM-SHA-256$1:c2FsdA==$c3RvcmVk:c2VydmVy"
 DONE = command_complete("SELECT 1") + ready()
@@ -118,6 +121,24 @@ async def test_any_other_answer_lets_nobody_in_and_the_next_question_is_asked(an
             await queries.ask(server, "app")
         assert "\n" not in str(caught.value)
         assert await queries.ask(server, "app") == ServerRole(VERIFIER)
+
+
+async def test_a_name_that_the_database_cannot_spell_counts_as_absent(pg18: ServerFacts) -> None:
+    database = f"latin_{uuid.uuid4().hex[:8]}"
+    pg18.psql(f"create database {database} encoding 'LATIN1' locale 'C' template template0")
+    try:
+        async with asking(answering(DONE)) as (queries, _, _):
+            password = Secret(pg18.password)
+            auth = AuthQuery(Credentials(pg18.superuser, password), database, DEFAULT_AUTH_QUERY)
+            place = Address(pg18.host, pg18.port)
+            server = ServerInfo(2, "eu2", (place,), tls_mode=TlsMode.DISABLE, auth=auth)
+            with capture_logs() as events:
+                assert await queries.ask(server, "東京") is None
+                assert await queries.ask(server, "nobody") is None
+            assert events == [], "strangers could fill the log"
+            assert queries.connections == 1
+    finally:
+        pg18.psql(f"drop database {database} with (force)")
 
 
 async def test_a_server_that_keeps_silent_holds_up_nobody_for_long() -> None:
