@@ -29,9 +29,9 @@ def under_nohup() -> Iterator[None]:
 
 
 def signals(status: str, name: str) -> set[int]:
-    """The signals of one mask in /proc/PID/status."""
+    """The signals of one mask in /proc/PID/status, without those that the C library keeps for itself."""
     mask = int(next(line for line in status.splitlines() if line.startswith(name)).split()[1], 16)
-    return {number for number in range(1, 65) if mask >> number - 1 & 1}
+    return {number for number in signal.valid_signals() if mask >> number - 1 & 1}
 
 
 def lives(pid: int) -> bool:

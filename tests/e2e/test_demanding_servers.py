@@ -172,7 +172,9 @@ def test_server_test_uses_all_of_it(
 
     add = ["add", "x", "--host", f"localhost:{demanding.port}", "--tls", "verify-full"]
     add += ["--tls-ca", str(tmp_path / "ca.pem"), "--admin", "keeper", "--admin-password-env", "PW"]
-    assert run(*add)[0] == 0
+    status, output = run(*add)
+    assert (status, "valid client certificate" in output) == (1, True), "it is tested before it is registered"
+    assert run(*add, "--no-test")[0] == 0
     status, output = run("test", "x")
     assert (status, "valid client certificate" in output) == (1, True)
     change = ["set", "x", "--tls-cert", str(tmp_path / "client.crt"), "--tls-key", str(tmp_path / "client.key")]
@@ -182,5 +184,6 @@ def test_server_test_uses_all_of_it(
     status, output = run("show", "x", "--json")
     assert '"tls_key": true' in output
     assert "PRIVATE KEY" not in output
-    assert run("set", "x", "--no-tls-cert")[0] == 0
+    assert run("set", "x", "--no-tls-cert")[0] == 1
+    assert run("set", "x", "--no-tls-cert", "--force")[0] == 0
     assert run("test", "x")[0] == 1

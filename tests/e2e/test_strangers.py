@@ -20,6 +20,7 @@ from registry.contract import AuthMethod, Secret
 from registry.domain.models import LoginChange, TenantChange
 
 PROXY = {
+    "auth": {"failure_delay": 0.0},
     "routing": {"database_patterns": ["db_{tenant}"]},
     "console": {"admins": {"app": build_verifier("right", bytes(range(16))).text()}},
 }
