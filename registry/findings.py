@@ -14,7 +14,7 @@ from registry.domain.models import Server
 from registry.domain.names import format_address
 from registry.operations.servers import ServerAccess
 from registry.operations.tenant_access import TenantAccess
-from registry.probe import NO_DATABASE, NO_PRIVILEGE, LoginTrial, Probe
+from registry.probe import NO_DATABASE, NO_PRIVILEGE, UNBOUND, LoginTrial, Probe, may_be_tried
 
 REFUSED_LOGIN: Final = "28"
 """The class of PostgreSQL's errors about who one is."""
@@ -37,6 +37,14 @@ def server_checks(access: ServerAccess, probes: Sequence[Probe], auth_problem: s
                 "login",
                 f"the registry has no role for server {server.name!r}, so nobody has logged in to it",
                 f"`pgtenant server set {server.name} --admin USER --admin-password-file FILE` names one",
+            )
+        )
+    elif best is not None and not may_be_tried(server):
+        checks.append(
+            warning(
+                "login",
+                f"nobody has logged in to server {server.name!r}: {UNBOUND}",
+                f"`pgtenant server set {server.name} --tls verify-full --tls-ca FILE` lets it be tested",
             )
         )
     if best is None or best.version is None:

@@ -17,7 +17,16 @@ from typing import Any, Final, Literal
 
 import asyncpg
 
-from registry.contract import Address, AuthQuery, Credentials, Secret, TlsMode, TlsNegotiation, TlsVersion
+from registry.contract import (
+    Address,
+    AuthQuery,
+    ChannelBinding,
+    Credentials,
+    Secret,
+    TlsMode,
+    TlsNegotiation,
+    TlsVersion,
+)
 from registry.domain.models import Server
 from registry.operations.servers import ServerAccess
 
@@ -26,7 +35,11 @@ ROUNDS: Final = 5
 CLOSING: Final = 0.1
 """Seconds in which a connection that failed is closed."""
 ANSWER_COLUMNS: Final = (1, 2)
+OWN_SETTINGS: Final = {"application_name": "pgtenant test", "search_path": "pg_catalog, pg_temp"}
+"""Who owns a database could else put functions of his own in the place of those that an admin is about to call."""
 NO_ROLE: Final = "pgtenant: no such role"
+CHECKING: Final = frozenset({TlsMode.VERIFY_CA, TlsMode.VERIFY_FULL})
+UNBOUND: Final = "it demands channel binding, which only nodes can do, and its certificate is not checked"
 TLS_VERSIONS: Final = {TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3}
 
 NO_DATABASE: Final = "3D000"
@@ -79,16 +92,28 @@ class LoginTrial:
     sqlstate: str | None = None
 
 
+def may_be_tried(server: Server) -> bool:
+    """Whether a login may be tried here, where none is bound to its TLS connection.
+
+    Nodes bind theirs where the server demands that.  A login without would be open to whoever is in between, unless
+    the server's certificate is checked.
+    """
+    if server.channel_binding is not ChannelBinding.REQUIRE:
+        return True
+    return server.tls_mode in CHECKING or (server.tls_mode is TlsMode.REQUIRE and server.tls_ca is not None)
+
+
 async def probe_server(
     access: ServerAccess, *, database: str = "postgres", clock: Callable[[], float] = time.perf_counter
 ) -> list[Probe]:
     """Try all addresses of a server at once, as its admin or, without one, as its default role.
 
-    Without either it is only seen whether something listens there.  Raises ValueError for a CA that cannot be read.
+    Without either, or where no login may be tried, it is only seen whether something listens there.  Raises ValueError
+    for a CA that cannot be read.
     """
     tls = _tls(access.server, access.tls_key)
     credentials = access.admin
-    if credentials is None:
+    if credentials is None or not may_be_tried(access.server):
         return list(await asyncio.gather(*(_knock(address) for address in access.server.addresses)))
     is_direct = access.server.tls_negotiation is TlsNegotiation.DIRECT
     return list(
@@ -109,6 +134,8 @@ async def try_logins(access: ServerAccess, credentials: Credentials, databases: 
     cannot be read.
     """
     tls = _tls(access.server, access.tls_key)
+    if not may_be_tried(access.server):
+        return [LoginTrial(UNBOUND)] * len(databases)
     trials: list[LoginTrial] = []
     for number, database in enumerate(databases):
         connection = await _log_in(access, credentials, database, tls)
@@ -175,9 +202,9 @@ async def _knock(address: Address) -> Probe:
 async def probe_auth(access: ServerAccess, auth: AuthQuery, address: Address) -> str | None:
     """Ask a server for the verifier of a role that it does not have, as nodes do; returns what is wrong with that."""
     is_direct = access.server.tls_negotiation is TlsNegotiation.DIRECT
-    tls, path = _tls(access.server, access.tls_key), "pg_catalog, pg_temp"
+    tls = _tls(access.server, access.tls_key)
     try:
-        connection = await _connect(address, auth.credentials, auth.database, tls, direct=is_direct, search_path=path)
+        connection = await _connect(address, auth.credentials, auth.database, tls, direct=is_direct)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
         return _reason(error)
     try:
@@ -234,7 +261,6 @@ async def _connect(
     tls: ssl.SSLContext | Literal["prefer", "disable"],
     *,
     direct: bool,
-    **settings: str,
 ) -> Any:
     try:
         return await asyncpg.connect(
@@ -248,7 +274,7 @@ async def _connect(
             direct_tls=direct,
             timeout=TIMEOUT,
             command_timeout=TIMEOUT,
-            server_settings={"application_name": "pgtenant test", **settings},
+            server_settings=OWN_SETTINGS,
         )
     except (asyncpg.PostgresError, OSError):
         # The end of a TLS connection takes the loop some turns, and asyncpg waits for none of them.

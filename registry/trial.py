@@ -16,7 +16,7 @@ from registry.findings import server_checks, tenant_checks, untried, usable
 from registry.operations.contents import Contents
 from registry.operations.servers import ServerAccess, access_to
 from registry.operations.tenant_access import TenantAccess, changed_tenants
-from registry.probe import LoginTrial, Probe, probe_auth, probe_server, try_logins
+from registry.probe import LoginTrial, Probe, may_be_tried, probe_auth, probe_server, try_logins
 from registry.secrets import Vault
 
 AT_ONCE: Final = 16
@@ -60,7 +60,7 @@ async def try_server(access: ServerAccess, *, database: str = "postgres") -> Tri
     except ValueError as error:
         return Tried((), (failed("tls", f"TLS cannot be set up: {error}", "check the CA, certificate and key"),))
     best, problem = usable(probes), None
-    if access.auth is not None and best is not None:
+    if access.auth is not None and best is not None and may_be_tried(access.server):
         problem = await probe_auth(access, access.auth, best.address)
     return Tried(tuple(probes), tuple(server_checks(access, probes, problem)))
 

@@ -13,17 +13,27 @@ from harness.databases import Database
 from harness.registries import RegistryUnderTest
 
 from proxy.demo.facts import ServerFacts
-from registry.contract import Address, Credentials, Secret, TlsMode, VerifierSource
+from registry.contract import (
+    Address,
+    AuthQuery,
+    ChannelBinding,
+    Credentials,
+    Secret,
+    TenantState,
+    TlsMode,
+    VerifierSource,
+)
 from registry.domain.checks import Check, CheckStatus
-from registry.domain.models import Server, ServerChange, TenantChange
+from registry.domain.models import Server, ServerChange, Tenant, TenantChange
 from registry.domain.servers import Placement
 from registry.errors import Conflict
 from registry.manifest import apply_manifest, parse_manifest
 from registry.manifest.apply import Applied
 from registry.operations.servers import ServerAccess
-from registry.probe import try_logins
+from registry.operations.tenant_access import TenantAccess
+from registry.probe import probe_server, try_logins
 from registry.secrets import KeyRing, Vault
-from registry.trial import Depth, Examiner, Strictness, problems, try_tenant
+from registry.trial import Depth, Examiner, Strictness, problems, try_server, try_tenant
 
 MakeDatabase = Callable[..., Database]
 
@@ -233,3 +243,52 @@ def test_many_databases_of_one_role_are_tried_with_one_connection(
     trials = asyncio.run(try_logins(access, Credentials(first.role, Secret("wrong")), names))
     assert [trial.sqlstate for trial in trials] == ["28P01"] * 5
     assert len(connections) == 1
+
+
+async def said_to_a_server(access: Callable[[Address], ServerAccess]) -> tuple[bytes, list[Check], list[Check]]:
+    """What somebody hears who stands where a server should be, and what is told of the server and of a tenant."""
+    heard = bytearray()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.read(1_000))
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as listening:
+        there = access(Address("127.0.0.1", listening.sockets[0].getsockname()[1]))
+        tenant = Tenant(1, "acme", TenantState.READY, server_id=1, server="eu1", database_name="acme")
+        tried = await try_server(there)
+        lodged = await try_tenant(TenantAccess(tenant, there, there.admin), Depth.SERVERS)
+    return bytes(heard), problems(tried.checks), problems(lodged)
+
+
+@pytest.mark.parametrize("mode", [TlsMode.PREFER, TlsMode.REQUIRE])
+def test_nobody_logs_in_for_a_trial_where_nodes_would_bind_their_logins_and_the_trial_cannot(mode: TlsMode) -> None:
+    role = Credentials("admin", Secret("a secret"))
+
+    def access(address: Address, tls_mode: TlsMode = mode) -> ServerAccess:
+        server = Server(1, "eu1", (address,), tls_mode=tls_mode, channel_binding=ChannelBinding.REQUIRE)
+        return ServerAccess(server, role, role, AuthQuery(role, "postgres"), None)
+
+    heard, (server,), (tenant,) = asyncio.run(said_to_a_server(access))
+    assert heard == b""
+    assert (server.name, server.status, tenant.status) == ("login", CheckStatus.WARNING, CheckStatus.WARNING)
+    assert "demands channel binding" in server.text
+    assert "demands channel binding" in tenant.text
+    assert "--tls verify-full" in server.hint
+    checked, *_ = asyncio.run(said_to_a_server(lambda address: access(address, TlsMode.VERIFY_FULL)))
+    assert checked, "its certificate is checked before anything is said that it could use"
+
+
+def test_an_admin_who_tries_a_database_runs_nothing_that_its_owner_has_put_there(
+    pg18: ServerFacts, make_database: MakeDatabase
+) -> None:
+    database = make_database(pg18)
+    forged = """
+        create function public.current_setting(text) returns text language sql as $$ select 'forged ' || current_user $$
+    """
+    pg18.psql(forged, database.name)
+    pg18.psql(f'alter database "{database.name}" set search_path = public, pg_catalog')
+    server = Server(1, "eu1", (Address(pg18.host, pg18.port),), tls_mode=TlsMode.DISABLE)
+    access = ServerAccess(server, Credentials(pg18.superuser, Secret(pg18.password)), None, None, None)
+    (probe,) = asyncio.run(probe_server(access, database=database.name))
+    assert (probe.problem, (probe.version or "")[:3]) == (None, "18.")
