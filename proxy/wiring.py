@@ -16,7 +16,7 @@ from proxy.net.front_door import DoorSettings
 from proxy.net.places import UNBOUNDED, PlaceLimits
 from proxy.net.real_address import ProxyPolicy
 from proxy.net.tls import TLS_VERSIONS
-from proxy.observability.http import MAX_CONNECTIONS, MAX_TURNED_AWAY
+from proxy.observability.http import MAX_CONNECTIONS, MAX_REFUSALS
 from proxy.pool.tenancy import Defaults
 from proxy.routing.cache import CacheLimits
 from proxy.routing.names import NameRules, name_rules
@@ -143,7 +143,7 @@ def dial_settings(settings: Settings) -> DialSettings:
 def wanted_descriptors(settings: Settings) -> Shares:
     """The descriptors that a node would take if everything was as full as its settings allow."""
     listen = settings.listen
-    http = MAX_CONNECTIONS + MAX_TURNED_AWAY if settings.http.enabled else 0
+    http = MAX_CONNECTIONS + MAX_REFUSALS if settings.http.enabled else 0
     return Shares(
         clients=listen.max_clients,
         logins=listen.max_logins,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from registry.errors import SecretError
-from registry.secrets import FILE_SETTING, KeyRing
+from registry.secrets import FILE_SETTING, GENERATE, KeyRing
 
 MAX_FILE: Final = 65_536
 """Bytes that a file of keys may have."""
@@ -42,7 +42,7 @@ def read_keys(path: Path) -> KeyRing:
     lines = [line.strip() for line in text.splitlines()]
     keys = ",".join(line.strip(",") for line in lines if line and not line.startswith(_COMMENT))
     if not keys:
-        raise SecretError(f"there is no key in {path}", "`pgtenant secrets generate-key` makes one")
+        raise SecretError(f"there is no key in {path}", GENERATE)
     return KeyRing.parse(keys, source=str(path))
 
 

@@ -29,11 +29,10 @@ KEYS_VARIABLE: Final = "PGTENANT_ENCRYPTION_KEYS"
 FILE_SETTING: Final = "registry.encryption_keys_file"
 KEY_SIZE: Final = 32
 NONCE_SIZE: Final = 12
-MAX_SEALED: Final = 65_536
+GENERATE: Final = "`pgtenant secrets generate-key` makes one"
 
 _VERSION: Final = 1
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,32}", re.ASCII)
-_GENERATE: Final = "`pgtenant secrets generate-key` makes one"
 
 
 class KeyRing:
@@ -46,7 +45,7 @@ class KeyRing:
 
     def __init__(self, keys: Sequence[tuple[str, bytes]], *, random: Callable[[int], bytes] = os.urandom) -> None:
         if not keys:
-            raise SecretError("the key ring is empty", _GENERATE)
+            raise SecretError("the key ring is empty", GENERATE)
         ciphers: dict[str, AESGCM] = {}
         held: dict[str, bytes] = {}
         for key_id, key in keys:
@@ -56,7 +55,7 @@ class KeyRing:
                     f"{KEYS_VARIABLE} has the form id:base64,id:base64",
                 )
             if len(key) != KEY_SIZE:
-                raise SecretError(f"key {key_id!r} has {len(key)} bytes instead of {KEY_SIZE}", _GENERATE)
+                raise SecretError(f"key {key_id!r} has {len(key)} bytes instead of {KEY_SIZE}", GENERATE)
             if key_id in ciphers:
                 raise SecretError(f"there are two keys with the id {key_id!r}", "give each key an id of its own")
             ciphers[key_id] = AESGCM(key)
@@ -72,13 +71,11 @@ class KeyRing:
         for number, part in enumerate((part.strip() for part in text.split(",")), start=1):
             key_id, colon, encoded = part.partition(":")
             if not colon:
-                raise SecretError(
-                    f"key {number} of {source} has no id", f"the form is id:base64,id:base64; {_GENERATE}"
-                )
+                raise SecretError(f"key {number} of {source} has no id", f"the form is id:base64,id:base64; {GENERATE}")
             try:
                 keys.append((key_id, base64.b64decode(encoded.encode("ascii"), validate=True)))
             except (binascii.Error, UnicodeEncodeError):
-                raise SecretError(f"key {number} of {source} is not base64", _GENERATE) from None
+                raise SecretError(f"key {number} of {source} is not base64", GENERATE) from None
         return cls(keys, random=random)
 
     @classmethod
@@ -180,7 +177,7 @@ class Vault:
             raise SecretError(
                 f"this needs the registry's encryption keys, and {KEYS_VARIABLE} is not set",
                 f"set {KEYS_VARIABLE}, or {FILE_SETTING} to a file with them, to the keys of this registry; "
-                f"for a new registry {_GENERATE}",
+                f"for a new registry {GENERATE}",
             )
         return self._ring
 

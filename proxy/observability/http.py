@@ -28,7 +28,7 @@ ANSWER_TIMEOUT: Final = 30.0
 LINGER: Final = 0.5
 """Seconds for a client whose request was refused to stop sending."""
 MAX_CONNECTIONS: Final = 64
-MAX_TURNED_AWAY: Final = 64
+MAX_REFUSALS: Final = 64
 """Connections above MAX_CONNECTIONS that are told so; more are closed without a word."""
 BACKLOG: Final = 100
 """Connections that wait to be accepted."""
@@ -138,7 +138,7 @@ class HttpEndpoint:
         await asyncio.gather(*sessions, return_exceptions=True)
 
     def _accept(self, sock: socket.socket, _peer: PeerAddress) -> None:
-        if len(self._sessions) >= MAX_CONNECTIONS + MAX_TURNED_AWAY:
+        if len(self._sessions) >= MAX_CONNECTIONS + MAX_REFUSALS:
             sock.close()
             return
         session = asyncio.get_running_loop().create_task(self._receive_on(sock))

@@ -44,8 +44,6 @@ class Counters:
         self.waits: Histogram = Histogram()
         self.transaction_times: Histogram = Histogram()
         self.errors: dict[str, int] = {}
-        self.connects: i64 = 0
-        self.disconnects: i64 = 0
 
     def count_error(self, sqlstate: str) -> None:
         """Count an error by its SQLSTATE; past 64 different ones they count as `other`."""

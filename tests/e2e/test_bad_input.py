@@ -254,7 +254,6 @@ def outcome(client: RawClient, data: bytes) -> tuple[list[tuple[str, str]], bool
     return answers, True
 
 
-PARSE_ONE = parse("select $1")
 AFTER_LOGIN = {
     "an unknown type": frame("?", b"what"),
     "a zero byte": b"\0",

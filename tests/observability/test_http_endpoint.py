@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import cast
 
 import pytest
@@ -15,10 +15,8 @@ from harness.waiting import eventually
 from structlog.testing import capture_logs
 
 from proxy.net.acceptor import PAUSE_WHEN_EXHAUSTED
-from proxy.observability.http import MAX_CONNECTIONS, MAX_TURNED_AWAY, Check, HttpEndpoint, Routes
+from proxy.observability.http import MAX_CONNECTIONS, MAX_REFUSALS, Check, HttpEndpoint, Routes
 from proxy.settings import ReloadFailed
-
-Ask = Callable[..., Awaitable[tuple[int, dict[str, str], bytes]]]
 
 
 class Site:
@@ -208,7 +206,7 @@ async def test_a_refused_client_that_never_stops_sending_is_cut_off(site: Site) 
 
 
 async def test_a_flood_of_connections_holds_a_bounded_number(site: Site) -> None:
-    most = MAX_CONNECTIONS + MAX_TURNED_AWAY
+    most = MAX_CONNECTIONS + MAX_REFUSALS
     held = [await asyncio.open_connection("127.0.0.1", site.endpoint.port) for _ in range(2 * most)]
     served = site.endpoint.sessions
     for _, writer in held:
