@@ -161,30 +161,21 @@ class Desk:
 
     def parse_unnamed(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
         """Take a Parse of the unnamed statement, and remember it for a backend that does not have it."""
-        before = self.unnamed
         if self._passes(back):
-            back.owe_change(OWE_PARSE, before, self.unnamed_mark)
+            back.owe_change(OWE_PARSE, self.unnamed, self.unnamed_mark)
             return PASSED
         size: i64 = after - pos
         book = self.book
         if book is not None and self._speaks_of_own(book, data, pos + 6, after, back):
             return STOP
         if after > len(data) or size > UNNAMED_MOST:
-            back.owe_change(OWE_PARSE, before, self.unnamed_mark)
+            back.owe_change(OWE_PARSE, self.unnamed, self.unnamed_mark)
             self.set_unnamed(b"")
             return VERBATIM
-        verdict = VERBATIM
-        name = b""
-        if book is not None and may_deallocate(data, pos + 6):
-            name = deallocated(text_of(data, pos + 6))
-            verdict = self._deallocates(book, name, back)
-            if verdict == STOP:
-                return STOP
-        if verdict == VERBATIM:
-            back.owe_change(OWE_PARSE, before, self.unnamed_mark)
-        elif book is not None:
-            back.owe_noted(OWE_PARSE, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
-            back.note_change(before, self.unnamed_mark)
+        verdict = self._owe_text(OWE_PARSE, data, pos + 6, after, back)
+        if verdict == STOP:
+            return STOP
+        if verdict == TAKEN:
             types = data[data.find(b"\0", pos + 6, after) + 1 : after]
             body = b"DEALLOCATE " + SPARE_STATEMENT + b"\0" + types
             self._take(data, pos, after, _SPARE + parse_message(b"", body))
@@ -194,7 +185,6 @@ class Desk:
     def query(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
         """Take a Query and note what it owes: one that deallocates is rewritten, and all end the unnamed statement."""
         book = self.book
-        before = self.unnamed
         if self.owning:
             self.owning = False
             if back.skipping:
@@ -204,23 +194,15 @@ class Desk:
                 self._take(data, pos, after, _SYNC)
                 return TAKEN
         if self._passes(back):
-            back.owe_change(OWE_QUERY, before, self.unnamed_mark)
+            back.owe_change(OWE_QUERY, self.unnamed, self.unnamed_mark)
             return PASSED
         if book is not None and self._speaks_of_own(book, data, pos + 5, after, back):
             self.owning = self.need == NEED_OWN
             return STOP
-        verdict = VERBATIM
-        name = b""
-        if book is not None and after <= len(data) and may_deallocate(data, pos + 5):
-            name = deallocated(text_of(data, pos + 5))
-            verdict = self._deallocates(book, name, back)
-            if verdict == STOP:
-                return STOP
-        if verdict == VERBATIM:
-            back.owe_change(OWE_QUERY, before, self.unnamed_mark)
-        elif book is not None:
-            back.owe_noted(OWE_QUERY, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
-            back.note_change(before, self.unnamed_mark)
+        verdict = self._owe_text(OWE_QUERY, data, pos + 5, after, back)
+        if verdict == STOP:
+            return STOP
+        if verdict == TAKEN:
             text = b"DEALLOCATE " + SPARE_STATEMENT + b"\0"
             self._take(data, pos, after, _SPARE + b"Q" + (len(text) + 4).to_bytes(4, "big") + text)
         self.end_unnamed()
@@ -341,18 +323,7 @@ class Desk:
 
     def told(self, error: bytes) -> bytes:
         """An ErrorResponse with the client's own name for a statement in place of the proxy's."""
-        start = error.find(NAME_PREFIX)
-        if start < 0 or self.book is None:
-            return error
-        stop = start
-        while stop < len(error) and (error[stop : stop + 1].isalnum() or error[stop] == 0x5F):
-            stop += 1
-        wanted = error[start:stop]
-        for name, named in self.book.names.items():
-            if named.statement.name == wanted:
-                body = error[5:start] + name + error[stop:]
-                return error[:1] + (len(body) + 4).to_bytes(4, "big") + body
-        return error
+        return error if self.book is None else self.book.told(error)
 
     def forget(self) -> None:
         """The server has deallocated all statements."""
@@ -406,6 +377,22 @@ class Desk:
         self.needed = named
         self.need = NEED_QUIET if back.owes() else NEED_COPY
         return None
+
+    def _owe_text(self, owes: int, data: bytes, start: i64, after: i64, back: BackState) -> int:
+        """Note what a Query or unnamed Parse owes whose text begins at `start`: TAKEN where it deallocates a name."""
+        before = self.unnamed
+        book = self.book
+        if book is None or after > len(data) or not may_deallocate(data, start):
+            back.owe_change(owes, before, self.unnamed_mark)
+            return VERBATIM
+        name = deallocated(text_of(data, start))
+        verdict = self._deallocates(book, name, back)
+        if verdict == VERBATIM:
+            back.owe_change(owes, before, self.unnamed_mark)
+        elif verdict == TAKEN:
+            back.owe_noted(owes, Note(NOTE_CLOSE_NAME, None, book, name, book.remove(name)))
+            back.note_change(before, self.unnamed_mark)
+        return verdict
 
     def _deallocates(self, book: Book, name: bytes, back: BackState) -> int:
         if len(name) == 0:

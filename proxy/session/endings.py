@@ -21,7 +21,36 @@ from proxy.session.pins import (
     TO_RESET,
 )
 
+_A: Final = 0x41
 _C: Final = 0x43
+_D: Final = 0x44
+_L: Final = 0x4C
+_N: Final = 0x4E
+_P: Final = 0x50
+_R: Final = 0x52
+_S: Final = 0x53
+_T: Final = 0x54
+_U: Final = 0x55
+
+
+def may_mark(data: bytes, pos: i64, end: i64) -> bool:
+    """Say in one quick look whether the command tag in `data[pos:end]`, with its zero byte, may call for any mark.
+
+    The tags of SELECT, INSERT, UPDATE, DELETE, BEGIN and COMMIT do not.
+    """
+    if end - pos < 4:
+        # No tag that matters is shorter than SET.
+        return False
+    first: i64 = data[pos]
+    if first == _S:
+        return data[pos + 2] == _T
+    if first == _D:
+        return data[pos + 2] != _L
+    if first == _C:
+        return data[pos + 1] == _L or data[pos + 1] == _R
+    if first == _U:
+        return data[pos + 1] == _N
+    return first == _R or first == _L or first == _P or first == _A
 
 
 def marks_of_tag(tag: bytes) -> i64:

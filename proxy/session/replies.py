@@ -14,7 +14,7 @@ from typing import Final
 
 from mypy_extensions import i64
 
-from proxy.session.endings import marks_of_tag, sqlstate_of
+from proxy.session.endings import marks_of_tag, may_mark, sqlstate_of
 from proxy.session.glance import glance_reply, skip_alike
 from proxy.session.pins import (
     PIN_DOUBT,
@@ -91,17 +91,6 @@ MAX_SHAPE: Final = 1 << 20
 _GLANCE: Final = glance_reply
 _SKIP: Final = skip_alike
 
-_A: Final = 0x41
-_C: Final = 0x43
-_D: Final = 0x44
-_L: Final = 0x4C
-_N: Final = 0x4E
-_P: Final = 0x50
-_R: Final = 0x52
-_S: Final = 0x53
-_T: Final = 0x54
-_U: Final = 0x55
-
 
 class BackState(ReplyQueue):
     """A backend's side of the conversation: what it owes, and in which state that leaves it."""
@@ -116,11 +105,9 @@ class BackState(ReplyQueue):
         self.params: dict[bytes, bytes] = {}
         self.params_changed: bool = False
         self.swallowing: bool = False
-        self.swallowing_own: bool = False
         self.fatal: bool = False
         self.readies: i64 = 0
         self.idles: i64 = 0
-        self.swallowed_error: bytes = b""
         self.pins: i64 = 0
         self.before: dict[bytes, bytes] = {}
         self.discarded: bool = False
@@ -141,33 +128,11 @@ class BackState(ReplyQueue):
             and not self.skipping
         )
 
-    def does_its_last(self) -> bool:
-        """Say whether at most one request is outstanding, up to the ReadyForQuery that ends it."""
-        for at in range(self.head, len(self.queue) - 1):
-            if self.queue[at] & 63 <= OWE_FUNCTION and not self.doubt:
-                return False
-        return True
-
     def only_owes_own(self) -> bool:
         """Say whether nothing but the proxy's own statement, outside a transaction, is still to be answered."""
         if not self.swallowing_own or self.status != STATUS_IDLE:
             return False
         return all(self.queue[at] & SWALLOW for at in range(self.head, len(self.queue)))
-
-    def inject_query(self) -> None:
-        """Note a Query of the proxy's own, whose replies are swallowed."""
-        self.queue.append(OWE_QUERY | SWALLOW)
-        self.swallowed_error = b""
-        self.swallowing_own = True
-        self.unnamed_owner = 0
-
-    def inject_question(self) -> None:
-        """Note a statement of the proxy's own by the extended protocol: see `question_messages`."""
-        for debt in (OWE_CLOSE, OWE_PARSE, OWE_BIND, OWE_EXECUTE, OWE_CLOSE, OWE_CLOSE, OWE_SYNC):
-            self.queue.append(debt | SWALLOW)
-            self.own += 1
-        self.swallowed_error = b""
-        self.swallowing_own = True
 
     def scan(self, data: bytes, start: i64) -> i64:
         """Judge the bytes of `data` from `start` on and return how many of them are dealt with.
@@ -426,26 +391,7 @@ class BackState(ReplyQueue):
             return
         self.copy_in = False
         self.sync_dropped = False
-        if self.swallowing:
-            return
-        if end - pos < 9:
-            # No tag that matters is shorter than SET.
-            return
-        first: i64 = data[pos + 5]
-        if first == _S:
-            if data[pos + 7] != _T:
-                return
-        elif first == _D:
-            # DELETE is the one that is common.
-            if data[pos + 7] == _L:
-                return
-        elif first == _C:
-            if data[pos + 6] != _L and data[pos + 6] != _R:
-                return
-        elif first == _U:
-            if data[pos + 6] != _N:
-                return
-        elif first != _R and first != _L and first != _P and first != _A:
+        if self.swallowing or not may_mark(data, pos + 5, end):
             return
         tag = data[pos + 5 : end - 1]
         marks = marks_of_tag(tag)

@@ -81,6 +81,8 @@ class ReplyQueue:
         self.own: i64 = 0
         self.halted: int = HALT_NOT
         self.resumed: bool = False
+        self.swallowing_own: bool = False
+        self.swallowed_error: bytes = b""
         self.unnamed_pasts: list[bytes] = []
         self.unnamed_helds: list[bool] = []
         self.unnamed_held: bool = False
@@ -101,6 +103,13 @@ class ReplyQueue:
     def owes(self) -> bool:
         """Say whether any reply is outstanding."""
         return self.head < len(self.queue)
+
+    def does_its_last(self) -> bool:
+        """Say whether at most one request is outstanding, up to the ReadyForQuery that ends it."""
+        for at in range(self.head, len(self.queue) - 1):
+            if self.queue[at] & 63 <= OWE_FUNCTION and not self.doubt:
+                return False
+        return True
 
     def owes_command(self) -> bool:
         """Say whether the replies of a command are outstanding, which may turn out to be a COPY."""
@@ -157,6 +166,21 @@ class ReplyQueue:
         # A queue that cannot be followed any more would only grow.
         if not self.skipping and not self.doubt:
             self.queue.append(debt)
+
+    def inject_query(self) -> None:
+        """Note a Query of the proxy's own, whose replies are swallowed."""
+        self.queue.append(OWE_QUERY | SWALLOW)
+        self.swallowed_error = b""
+        self.swallowing_own = True
+        self.unnamed_owner = 0
+
+    def inject_question(self) -> None:
+        """Note a statement of the proxy's own by the extended protocol: see `question_messages`."""
+        for debt in (OWE_CLOSE, OWE_PARSE, OWE_BIND, OWE_EXECUTE, OWE_CLOSE, OWE_CLOSE, OWE_SYNC):
+            self.queue.append(debt | SWALLOW)
+            self.own += 1
+        self.swallowed_error = b""
+        self.swallowing_own = True
 
     def owe_change(self, debt: int, before: bytes, mark: i64) -> None:
         """Note a message of the client's that ends or replaces its unnamed statement: see `note_change`."""

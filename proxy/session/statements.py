@@ -118,6 +118,21 @@ class Book:
             self.size -= len(name) + len(named.statement.body)
         return named
 
+    def told(self, error: bytes) -> bytes:
+        """An ErrorResponse with the client's own name for a statement in place of the proxy's."""
+        start = error.find(NAME_PREFIX)
+        if start < 0:
+            return error
+        stop = start
+        while stop < len(error) and (error[stop : stop + 1].isalnum() or error[stop] == 0x5F):
+            stop += 1
+        wanted = error[start:stop]
+        for name, named in self.names.items():
+            if named.statement.name == wanted:
+                body = error[5:start] + name + error[stop:]
+                return error[:1] + (len(body) + 4).to_bytes(4, "big") + body
+        return error
+
     def clear(self) -> None:
         """Forget all names."""
         self.names.clear()
