@@ -38,11 +38,12 @@ from proxy.pool.janitor import run_janitor
 from proxy.pool.ledger import NodeLedger
 from proxy.pool.tenancy import Tenancy
 from proxy.reloading import InspectSecrets, Plan, Tell, Told, plan_reload, registry_is_down
-from proxy.routing.resolver import Resolver, RouteUpdate
+from proxy.routing.resolver import Resolver
 from proxy.routing.self_checks import SecretsCheck
 from proxy.routing.server_logins import ServerLogins
 from proxy.routing.snapshot import SnapshotFile, SnapshotKeeper
 from proxy.routing.verdict import state_failure
+from proxy.routing.watches import RouteUpdate
 from proxy.settings import Reloaded, ReloadFailed
 from proxy.version import build_info
 from proxy.wiring import (

@@ -16,7 +16,8 @@ from proxy.net.handshake_io import HandshakeSocket
 from proxy.net.turns import Turns
 from proxy.routing.lookups import Look
 from proxy.routing.names import Selectors, read, stem
-from proxy.routing.resolver import Resolution, Resolver
+from proxy.routing.resolution import Resolution
+from proxy.routing.resolver import Resolver
 from registry.contract import VerifierSource
 
 log = structlog.get_logger(__name__)

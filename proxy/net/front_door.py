@@ -62,7 +62,8 @@ from proxy.pool.pool import NEVER
 from proxy.pool.tenancy import PassThrough, Tenancy
 from proxy.routing.lookups import SingleFlight
 from proxy.routing.names import selectors_from_startup
-from proxy.routing.resolver import Resolution, Resolver
+from proxy.routing.resolution import Resolution
+from proxy.routing.resolver import Resolver
 from proxy.routing.verdict import state_failure
 from proxy.session.parameters import ParameterSet, ParameterTable, makes_temporary
 from proxy.session.pins import PIN_SESSION, PIN_SET, pin_names

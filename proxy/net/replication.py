@@ -17,7 +17,7 @@ from proxy.net.pipe_link import PipeBackend, PipeClient, Seat
 from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
 from proxy.pool.pool import NEVER
 from proxy.pool.tenancy import Tenancy
-from proxy.routing.resolver import Resolution
+from proxy.routing.resolution import Resolution
 from proxy.session.parameters import ParameterSet
 from proxy.session.replication import CommandFilter
 from proxy.wire.startup import ReplicationMode

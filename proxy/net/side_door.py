@@ -17,7 +17,8 @@ from proxy.net.client_handshake import Greeting
 from proxy.net.handshake_io import HandshakeSocket
 from proxy.routing.lookups import Look
 from proxy.routing.names import Reading, Selectors, Source, Statement
-from proxy.routing.resolver import Resolution, Resolver
+from proxy.routing.resolution import Resolution
+from proxy.routing.resolver import Resolver
 from proxy.routing.verdict import Found, Survey
 from proxy.wire.startup import ReplicationMode
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from proxy.routing.resolver import Resolution
+from proxy.routing.resolution import Resolution
 
 
 @dataclass(slots=True)

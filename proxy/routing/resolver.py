@@ -18,14 +18,13 @@ from proxy.routing.explain import Explanation, explanation, refused
 from proxy.routing.follower import Backoff, Follower
 from proxy.routing.lookups import NO_TENANT, Answer, Health, Look, Lookups
 from proxy.routing.names import NameRules, Reading, Selectors, Statement, read
+from proxy.routing.resolution import Resolution
 from proxy.routing.server_logins import CannotAsk, ServerLogins
 from proxy.routing.shared import on_shared
 from proxy.routing.verdict import Found, Survey, allows, failure, find, refusal
-from proxy.routing.watches import Listener, RouteUpdate, Watches
+from proxy.routing.watches import Listener, Watches
 from registry.contract import (
-    AuthMethod,
     ChangeKind,
-    Credentials,
     Login,
     RegistryReader,
     RegistryUnavailable,
@@ -42,7 +41,7 @@ class ResolverConfig:
     """How the resolver behaves.
 
     `reveal_tenants` tells unknown and suspended tenants before the client has proved who it is.  `shared_tenant`
-    is the slug of the tenant whose database serves those that have none yet.  `verifiers` is where those are of tenants
+    is the slug of the tenant whose database serves those that are shared.  `verifiers` is where those are of tenants
     that do not say.  Time limits are in seconds.
     """
 
@@ -54,63 +53,6 @@ class ResolverConfig:
     lookup_concurrency: int = 32
     backoff: Backoff = field(default_factory=Backoff)
     reload_timeout: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """What to do with a client.
-
-    Hold the same conversation with every client: check its proof against `verifier`, by one of `methods`.  Where
-    that fails, tell `refusal`; where it succeeds and `failure` is not None, tell that; else the client may use
-    `route` with `role`.  `settings` are its startup options without those that name the tenant.  `barred`: its address
-    is none of the tenant's, so that there is no login, and `verifier` only looks like that of the one there is.
-    """
-
-    selectors: Selectors
-    user: str
-    route: Route | None
-    login: Login | None
-    verifier: ScramVerifier = field(repr=False)
-    refusal: Failure
-    failure: Failure | None
-    settings: tuple[tuple[str, str], ...] = field(repr=False)
-    mock_selector: bytes = field(repr=False)
-    survey: Survey = field(repr=False)
-    barred: bool = False
-
-    @property
-    def is_for_all(self) -> bool:
-        """Whether the login is one for all tenants."""
-        return self.login is not None and self.login.tenant_id is None
-
-    @property
-    def certificate_name(self) -> str:
-        """What the certificate of the login says: the user with its tenant, where nothing else is agreed on.
-
-        One authority may sign for all tenants, so that a user's name alone would be every tenant's.
-        """
-        if self.login is not None and self.login.certificate is not None:
-            return self.login.certificate
-        if self.route is None or self.login is None or self.login.tenant_id is None:
-            return self.user
-        return f"{self.user}.{self.route.slug}"
-
-    @property
-    def methods(self) -> frozenset[AuthMethod]:
-        return self.login.methods if self.login is not None else frozenset({AuthMethod.SCRAM})
-
-    @property
-    def role(self) -> Credentials | None:
-        """The role with which the backend logs in: the login's own or itself, else the route's."""
-        if self.login is not None and self.login.source is VerifierSource.SERVER:
-            return Credentials(self.login.user)
-        if self.login is not None and self.login.role is not None:
-            return self.login.role
-        return None if self.route is None else self.route.role
-
-    def explain(self) -> Explanation:
-        """How this result came about."""
-        return explanation(self.survey, self.failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,6 +441,3 @@ class Resolver:
     def _is_stale(self, tenant_id: int) -> bool:
         entry = self.cache.route(tenant_id)
         return entry is None or not self.cache.route_is_fresh(entry, self._clock())
-
-
-__all__ = ["Resolution", "Resolver", "ResolverConfig", "RouteUpdate", "RoutingStatus"]

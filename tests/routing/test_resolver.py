@@ -18,7 +18,8 @@ from proxy.errors import Failure
 from proxy.observability.logs import LIMITED_EVENTS
 from proxy.routing.lookups import Look
 from proxy.routing.names import NameRules, Selectors, name_rules
-from proxy.routing.resolver import Resolution, Resolver, ResolverConfig
+from proxy.routing.resolution import Resolution
+from proxy.routing.resolver import Resolver, ResolverConfig
 from registry.contract import ChangeKind, Credentials, Route, RouteChange, TenantState
 
 
