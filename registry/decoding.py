@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from ipaddress import ip_network
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 
@@ -25,6 +25,10 @@ Rows: TypeAlias = list[sa.Row[Any]]
 """What is known of one tenant or login: a row for each of its names or hashes."""
 
 
+MAX_TOLD: Final = 10_000
+"""Secrets that cannot be opened of which it is remembered that the log has told of them."""
+
+
 class EvenWork(Generic[T]):
     """Decodes rows, and where there are none does as much work on those of last time: a clock shall not tell which."""
 
@@ -41,17 +45,27 @@ class EvenWork(Generic[T]):
         return tuple(self._decode(rows) for rows in found)
 
 
-def complain(error: SecretError) -> None:
-    """Log a secret that cannot be opened."""
-    log.error("%s (%s)", error.message, error.hint)
+class Complaints:
+    """Logs secrets that cannot be opened, each once: strangers who name its tenant could else fill the log with it."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, error: SecretError) -> None:
+        if error.message in self._told:
+            return
+        if len(self._told) >= MAX_TOLD:
+            self._told.clear()
+        self._told.add(error.message)
+        log.error("%s (%s)", error.message, error.hint)
 
 
 class Decoder:
-    """Makes routes and logins; `tell` is told of secrets that cannot be opened."""
+    """Makes routes and logins; `tell` is told of secrets that cannot be opened; without it the log is."""
 
-    def __init__(self, vault: Vault, tell: Callable[[SecretError], None] = complain) -> None:
+    def __init__(self, vault: Vault, tell: Callable[[SecretError], None] | None = None) -> None:
         self._vault = vault
-        self._tell = tell
+        self._tell = tell or Complaints()
 
     def route(self, rows: Rows) -> Route:
         server_row = _Part(rows[0], servers)

@@ -32,6 +32,8 @@ from registry.operations.servers import ServerAccess
 
 TIMEOUT: Final = 5.0
 ROUNDS: Final = 5
+MAX_SAID: Final = 1_000
+"""Characters that are shown of what a server says."""
 CLOSING: Final = 0.1
 """Seconds in which a connection that failed is closed."""
 ANSWER_COLUMNS: Final = (1, 2)
@@ -250,7 +252,7 @@ async def _probe(
         address,
         login_time=login_time,
         latency=statistics.median(times),
-        **({} if facts is None else dict(facts)),
+        **({} if facts is None else {name: _fact(value) for name, value in facts.items()}),
     )
 
 
@@ -282,12 +284,22 @@ async def _connect(
         raise
 
 
+def _fact(value: Any) -> Any:
+    return _on_a_line(value) if isinstance(value, str) else value
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT:g} s"
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno).lower()
-    return str(error).strip() or type(error).__name__
+    return _on_a_line(str(error)) or type(error).__name__
+
+
+def _on_a_line(said: str) -> str:
+    """What a server has said, fit for a terminal: it may be anybody who answers there."""
+    text = " ".join(said[:MAX_SAID].split())
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def _tls(server: Server, key: Secret | None) -> ssl.SSLContext | Literal["prefer", "disable"]:

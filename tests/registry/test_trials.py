@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 from harness.databases import Database
+from harness.fakeserver import FakeServer, FakeSession, Script, error_response
 from harness.registries import RegistryUnderTest
 
 from proxy.demo.facts import ServerFacts
@@ -31,7 +32,7 @@ from registry.manifest import apply_manifest, parse_manifest
 from registry.manifest.apply import Applied
 from registry.operations.servers import ServerAccess
 from registry.operations.tenant_access import TenantAccess
-from registry.probe import probe_server, try_logins
+from registry.probe import Probe, probe_server, try_logins
 from registry.secrets import KeyRing, Vault
 from registry.trial import Depth, Examiner, Strictness, problems, try_server, try_tenant
 
@@ -292,3 +293,24 @@ def test_an_admin_who_tries_a_database_runs_nothing_that_its_owner_has_put_there
     access = ServerAccess(server, Credentials(pg18.superuser, Secret(pg18.password)), None, None, None)
     (probe,) = asyncio.run(probe_server(access, database=database.name))
     assert (probe.problem, (probe.version or "")[:3]) == (None, "18.")
+
+
+async def refused_by(script: Script) -> Probe:
+    async with FakeServer(script) as fake:
+        server = Server(1, "eu1", (Address("127.0.0.1", fake.port),), tls_mode=TlsMode.DISABLE)
+        access = ServerAccess(server, Credentials("admin", Secret("a secret")), None, None, None)
+        (probe,) = await probe_server(access)
+    return probe
+
+
+def test_what_a_server_says_is_shown_in_one_line_that_moves_no_cursor() -> None:
+    async def script(session: FakeSession) -> None:
+        await session.read_startup()
+        said = "no\x1b]0;owned\x07\x9b2J\n\u202ehere" + "e" * 10_000
+        await session.send(error_response("28000", said, severity="FATAL"))
+
+    probe = asyncio.run(refused_by(script))
+    problem = probe.problem or ""
+    assert problem.startswith("no\\x1b]0;owned\\x07\\x9b2J \\u202ehere")
+    assert problem.isprintable()
+    assert len(problem) < 1_100
