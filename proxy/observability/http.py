@@ -107,6 +107,8 @@ class HttpEndpoint:
         self._request_timeout = request_timeout
         self._answer_timeout = answer_timeout
         self._sessions: set[asyncio.Task[None]] = set()
+        # Those whose request has not arrived, the longest there first.
+        self._silent: dict[asyncio.Task[None], None] = {}
 
     @property
     def port(self) -> int:
@@ -191,9 +193,25 @@ class HttpEndpoint:
 
     async def _receive(self, reader: asyncio.StreamReader) -> _Request:
         if len(self._sessions) > MAX_CONNECTIONS:
+            self._make_room()
+        task = asyncio.current_task()
+        assert task is not None, "each session is a task"
+        self._silent[task] = None
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                return await _read_request(reader)
+        finally:
+            self._silent.pop(task, None)
+
+    def _make_room(self) -> None:
+        """End the connection that has waited the longest with its request: else one stranger could end all checks of a
+        node's health.  Raises _Refused where all have asked for something.
+        """
+        longest = next(iter(self._silent), None)
+        if longest is None:
             raise _Refused(503, "too many connections")
-        async with asyncio.timeout(self._request_timeout):
-            return await _read_request(reader)
+        del self._silent[longest]
+        longest.cancel()
 
     async def _dispatch(self, request: _Request, answer: _Answer) -> None:
         allowed = ALLOWED.get(request.path)

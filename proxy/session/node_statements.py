@@ -19,6 +19,8 @@ MAX_NAME: Final = 63
 """Bytes of a name that PostgreSQL keeps (NAMEDATALEN less one)."""
 MAX_TOKENS: Final = 80
 """Enough for all options of CREATE DATABASE."""
+MAX_DATABASES: Final = 16
+"""Databases of one text that are named: each is looked for among all backends of a server."""
 USUAL_TEMPLATE: Final = b"template1"
 
 _FIRST_WORDS: Final = re.compile(
@@ -34,19 +36,21 @@ def concerns_node(text: bytes) -> bool:
 def databases_to_leave(text: bytes) -> list[bytes]:
     """Return the databases to which nobody else may be connected for the statements of a text to succeed.
 
-    `text` is without its zero byte, the names are as the server keeps them.  What cannot be read names none.
+    `text` is without its zero byte, the names are as the server keeps them, each once.  What cannot be read names none.
     """
     if len(text) > MAX_TEXT or _FIRST_WORDS.search(text) is None:
         return []
-    names = []
+    names: dict[bytes, None] = {}
     try:
         for tokens, _ in statements_of(text, MAX_TOKENS, standard_strings=False):
             name = _left_by(tokens)
             if name:
-                names.append(name[:MAX_NAME])
+                names[name[:MAX_NAME]] = None
+            if len(names) == MAX_DATABASES:
+                break
     except UnreadableText:
         pass
-    return names
+    return list(names)
 
 
 def _left_by(tokens: list[bytes]) -> bytes:

@@ -7,6 +7,7 @@ import json
 import socket
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import cast
 
 import pytest
@@ -29,6 +30,7 @@ class Site:
         self.reloads = 0
         self.fails_at: int | None = None
         self.endless = False
+        self.paused: asyncio.Event | None = None
         routes = Routes(
             metrics=self.metrics,
             metrics_type="text/plain",
@@ -42,6 +44,8 @@ class Site:
         if self.fails_at == 0:
             raise ArithmeticError
         yield b"one 1\n"
+        if self.paused is not None:
+            await self.paused.wait()
         if self.fails_at == 1:
             raise ArithmeticError
         while self.endless:
@@ -174,9 +178,28 @@ async def test_stopping_ends_answers_under_way(site: Site) -> None:
 
 
 async def test_more_connections_than_the_limit_are_turned_away(site: Site) -> None:
+    site.paused = asyncio.Event()
     held = [await asyncio.open_connection("127.0.0.1", site.endpoint.port) for _ in range(MAX_CONNECTIONS)]
+    for reader, writer in held:
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        await reader.readexactly(1)
     status, _, _ = await site.ask("GET /healthz HTTP/1.1")
     assert status == 503
+    for _, writer in held:
+        writer.close()
+
+
+async def test_who_waits_with_his_request_gives_way_to_who_comes(site: Site) -> None:
+    held = [await asyncio.open_connection("127.0.0.1", site.endpoint.port) for _ in range(MAX_CONNECTIONS)]
+    for _, writer in held:
+        writer.write(b"GET /healthz HTTP/1.1\r\nX: ")
+    for _ in range(3):
+        assert (await site.ask("GET /healthz HTTP/1.1"))[0] == 200
+    with suppress(ConnectionError):
+        assert await asyncio.wait_for(held[0][0].read(), 10) == b"", "the one that was there the longest"
+    _, last = held[-1]
+    last.write(b"y\r\n\r\n")
+    assert (await held[-1][0].read()).startswith(b"HTTP/1.1 200 ")
     for _, writer in held:
         writer.close()
 

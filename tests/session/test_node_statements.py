@@ -9,7 +9,7 @@ from harness.relaymodel import RelayPair
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.session.node_statements import MAX_NAME, MAX_TEXT, databases_to_leave
+from proxy.session.node_statements import MAX_DATABASES, MAX_NAME, MAX_TEXT, databases_to_leave
 from proxy.session.pins import CONCERNS_NODE
 from proxy.session.texts import MAX_CONCERNS, may_concern_node
 
@@ -116,3 +116,10 @@ def test_no_more_are_kept_than_anybody_sends_at_once() -> None:
     pair = RelayPair()
     pair.client(query("drop database shop") * (MAX_CONCERNS + 5))
     assert len(noticed(pair)) == MAX_CONCERNS
+
+
+def test_a_text_names_each_database_once_and_a_bounded_number_of_them() -> None:
+    assert databases_to_leave(b"drop database shop;" * 100) == [b"shop"]
+    many = b"".join(b"drop database d%d;" % number for number in range(200))
+    assert len(many) <= MAX_TEXT
+    assert databases_to_leave(many) == [b"d%d" % number for number in range(MAX_DATABASES)]
