@@ -14,8 +14,9 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
 from typing import Final, TypeAlias, TypeVar
+
+from proxy.auth.addresses import neighbourhood
 
 MAX_ENTRIES: Final = 10_000
 
@@ -40,7 +41,6 @@ Site: TypeAlias = tuple[str, str]
 Stem: TypeAlias = tuple[str, str]
 """What all spellings of a user name have in common, or the login that they found, and the address."""
 
-_SITE_BITS: Final = 64
 _MOST_DOUBLINGS: Final = 32
 _TARGET: Final = "\0"
 """What begins a target, and no name."""
@@ -216,16 +216,3 @@ def _short(name: str) -> str:
     if len(name) <= MAX_NAME_CHARS:
         return name
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def neighbourhood(address: str) -> str:
-    """The address by which somebody is known who could take another one at will: of IPv6 the first 64 bits."""
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(IPv6Address(int(found) >> _SITE_BITS << _SITE_BITS))
-    return str(found)

@@ -11,8 +11,7 @@ from typing import Final
 
 import structlog
 
-from proxy.auth.slowdown import neighbourhood
-from proxy.net.addresses import Network, is_within
+from proxy.auth.addresses import Network, is_within, neighbourhood
 from proxy.net.places import Place, PlaceLimits, Places, Standing
 
 log = structlog.get_logger(__name__)

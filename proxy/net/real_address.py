@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proxy.auth.addresses import Network, is_within
 from proxy.net.acceptor import PeerAddress
-from proxy.net.addresses import Network, is_within
 from proxy.net.handshake_io import HandshakeSocket
 from proxy.wire import ProtocolError, proxy_protocol
 

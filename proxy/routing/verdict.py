@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
+from proxy.auth.addresses import is_within
 from proxy.errors import (
     AMBIGUOUS_TENANT,
     INVALID_PASSWORD,
@@ -143,15 +143,7 @@ def fits(route: Route, statement: Statement) -> bool:
 
 def allows(route: Route, address: str | None) -> bool:
     """Whether clients of a tenant may come from an address; None: it is not known, and nothing is held against it."""
-    if not route.networks or address is None:
-        return True
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return any(found in network for network in route.networks)
+    return not route.networks or address is None or is_within(address, route.networks)
 
 
 def refusal(reading: Reading) -> Failure:

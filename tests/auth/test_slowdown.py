@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from proxy.auth import Attempt, Slowdown
-from proxy.auth.slowdown import FAMILIAR, FREE, FREE_OF_SITE, neighbourhood
+from proxy.auth.addresses import neighbourhood
+from proxy.auth.slowdown import FAMILIAR, FREE, FREE_OF_SITE
 
 HERE = Attempt("acme", "10.0.0.1", "app", "app")
 ELSEWHERE = replace(HERE, address="10.0.0.2")
