@@ -79,6 +79,8 @@ TAKEN: Final = 2
 """Forward what `pieces` has instead; what that owes is noted."""
 STOP: Final = 3
 """Something has to happen before it: `need`."""
+LOST: Final = 4
+"""It means a statement that this backend cannot be given any more."""
 
 # What has to happen before the message that the scan stopped at.
 NEED_NOTHING: Final = 0
@@ -121,6 +123,8 @@ class Desk:
     def parse(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
         """Take a Parse of a named statement, which has come whole unless it is too long to be remembered."""
         if self._passes(back):
+            if back.doubt and self.book is not None:
+                self.book.remove(text_of(data, pos + 5))
             return PASSED
         table = self.table
         if table is None or after > len(data) or after - pos > STATEMENT_MOST:
@@ -210,11 +214,12 @@ class Desk:
 
     def bind(self, data: bytes, pos: i64, end: i64, name_at: i64, back: BackState) -> int:
         """Take a Bind to a named statement, of any size: its names and its length are all that changes."""
-        if self.book is None:
+        book = self.book
+        if book is None:
             return VERBATIM
-        if self._passes(back):
-            return PASSED
         stop: i64 = data.find(b"\0", name_at, end)
+        if self._passes(back):
+            return LOST if back.doubt and data[name_at:stop] in book.names else PASSED
         if stop < 0:
             return VERBATIM
         copy = self._copy_for(data[name_at:stop], back)
@@ -228,11 +233,13 @@ class Desk:
 
     def describe(self, data: bytes, pos: i64, after: i64, back: BackState) -> int:
         """Take a Describe of a named statement."""
-        if self.book is None:
+        book = self.book
+        if book is None:
             return VERBATIM
+        name = data[pos + 6 : after - 1]
         if self._passes(back):
-            return PASSED
-        copy = self._copy_for(data[pos + 6 : after - 1], back)
+            return LOST if back.doubt and name in book.names else PASSED
+        copy = self._copy_for(name, back)
         if copy is None:
             return VERBATIM if self.need == NEED_NOTHING else STOP
         back.owe(OWE_DESCRIBE)
@@ -246,6 +253,8 @@ class Desk:
         if book is None:
             return self._close_unknown(data, pos, after, name, back)
         if self._passes(back):
+            if back.doubt:
+                book.remove(name)
             return PASSED
         if self._unsettled(book, back):
             return self._stop(NEED_QUIET)

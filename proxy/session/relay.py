@@ -13,7 +13,7 @@ from typing import Final
 
 from mypy_extensions import i64
 
-from proxy.session.desk import PASSED, STATEMENT_MOST, STOP, TAKEN, UNNAMED_MOST, VERBATIM, Desk
+from proxy.session.desk import LOST, PASSED, STATEMENT_MOST, STOP, TAKEN, UNNAMED_MOST, VERBATIM, Desk
 from proxy.session.glance import glance_request, skip_alike
 from proxy.session.pins import CALLED, CONCERNS_NODE, PIN_DOUBT, PIN_SET, PIN_STATEMENT, PIN_UNNAMED
 from proxy.session.replies import HOLD_LIMIT, BackState
@@ -304,7 +304,7 @@ class FrontState(Unlinked):
         if after_portal == 0 or after_portal >= end or back.skipping:
             verdict = VERBATIM
         elif data[after_portal] != 0:
-            verdict = self.desk.bind(data, pos, end, after_portal, back)
+            verdict = self._known(self.desk.bind(data, pos, end, after_portal, back))
         else:
             verdict = self._uses_unnamed(data, pos, back)
             if verdict == VERBATIM and self.batch_unnamed == UNNAMED_PARSED:
@@ -335,7 +335,7 @@ class FrontState(Unlinked):
             if end - pos == 7:
                 verdict = self._uses_unnamed(data, pos, back)
             elif end == pos + 1 + frame_size(data, pos):
-                verdict = self.desk.describe(data, pos, end, back)
+                verdict = self._known(self.desk.describe(data, pos, end, back))
         if verdict == VERBATIM or verdict == PASSED:
             back.owe(OWE_DESCRIBE)
         return verdict
@@ -354,6 +354,14 @@ class FrontState(Unlinked):
             self.fault = "the unnamed statement after a copy"
             return STOP
         return self.desk.use_unnamed(data, pos, back)
+
+    def _known(self, verdict: int) -> int:
+        """End the session where a statement is used that the proxy can give to no other backend, nor to this one."""
+        if verdict != LOST:
+            return verdict
+        self.found = FOUND_FAULT
+        self.fault = "a prepared statement from before a copy that failed, used after it"
+        return STOP
 
     def _too_long(self) -> int:
         self.found = FOUND_FAULT

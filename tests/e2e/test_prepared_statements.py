@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from harness.rawclient import Message, RawClient, bind, close, describe, execute, flush, parse, query, sync
+from harness.rawclient import Message, RawClient, bind, close, describe, execute, flush, frame, parse, query, sync
 from harness.registries import TenantUnderTest
 from harness.world import World
 
@@ -557,3 +557,20 @@ def test_interleaved_clients_are_answered_as_by_servers_of_their_own(
             open_by.pop(number, None)
             if status != b"I":
                 open_by[number] = status
+
+
+def test_session_ends_where_a_statement_from_before_a_failed_copy_cannot_be_had(
+    world: World, tenant: TenantUnderTest
+) -> None:
+    """As tokio-postgres and libpq copy: with a Sync ahead of the data."""
+    with proxied(world, tenant) as client:
+        ask(client, parse(SELECT, "s"), sync())
+        client.send(parse("copy things from stdin"), bind(), execute(), sync())
+        client.read_until("G")
+        assert [kind for kind, _ in ask(client, frame("d", b"no row\n"), frame("c"), sync())] == ["E", "Z"]
+        client.send(bind(["1"], statement="s"), execute(), sync())
+        said = client.read_to_end()[0].fields
+        assert (said["V"], said["C"]) == ("FATAL", "08P01")
+        assert "a copy that failed" in said["M"]
+    with proxied(world, tenant) as client:
+        assert client.rows("select count(*) from things") == [("2",)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 from harness.fakeserver import command_complete, error_response, parameter_status, ready, row_description
 from harness.rawclient import bind, close, cstring, describe, execute, flush, frame, parse, query, sync
-from harness.relaymodel import NOTIFICATION, RelayPair
+from harness.relaymodel import NOTIFICATION, RelayPair, copy_data
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.session.desk import STATEMENT_MOST
 from proxy.session.parameters import ParameterSet
 from proxy.session.pins import PIN_STATEMENT
+from proxy.session.relay import FOUND_FAULT, FOUND_NOTHING
 from proxy.session.replies import BackState
 from proxy.session.statement_names import ALL_STATEMENTS, deallocated, is_word_in
 from proxy.session.statements import (
@@ -131,6 +132,37 @@ def test_nothing_is_prepared_behind_a_command_that_may_be_a_copy() -> None:
     pair.server(frame("G", b"\0\0\0"))
     assert pair.back.doubt, "the server takes the Parse for a part of the copy"
     assert pair.to_server.endswith(parse("insert", "s"))
+
+
+COPY_IN_DOUBT = frame("G", b"\0\0\0") + ERROR
+
+
+@pytest.mark.parametrize("use", [bind(statement="s"), describe("s", kind="S")], ids=["bind", "describe"])
+def test_statement_from_before_a_copy_in_doubt_is_not_said_to_be_unknown(use: bytes) -> None:
+    pair = pair_with()
+    pair.client(parse("insert", "s"), sync())
+    pair.server(*PREPARED_ANSWER, ready())
+    pair.client(query("copy t from stdin"), sync(), copy_data("bad"))
+    pair.server(COPY_IN_DOUBT)
+    assert pair.back.doubt
+    sent = len(pair.to_server)
+    pair.client(use, execute(), sync())
+    assert pair.to_server[sent:] == b"", "this backend has it under another name"
+    assert pair.front.found == FOUND_FAULT
+    assert "prepared statement" in pair.front.fault
+
+
+@pytest.mark.parametrize("anew", [close("s"), parse("insert", "s"), close("s") + parse("insert", "s")])
+def test_statement_made_anew_after_a_copy_in_doubt_is_the_servers(anew: bytes) -> None:
+    pair = pair_with()
+    pair.client(parse("insert", "s"), sync())
+    pair.server(*PREPARED_ANSWER, ready())
+    pair.client(query("copy t from stdin"), sync(), copy_data("bad"))
+    pair.server(COPY_IN_DOUBT)
+    sent = len(pair.to_server)
+    pair.client(anew, bind(statement="s"), execute(), sync())
+    assert pair.to_server[sent:] == anew + bind(statement="s") + execute() + sync()
+    assert pair.front.found == FOUND_NOTHING
 
 
 def test_close_takes_the_name_away_and_leaves_the_copy() -> None:
