@@ -107,6 +107,14 @@ def _as_ipv4(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
     return IPv4Network((mapped, network.prefixlen - MAPPED_BITS))
 
 
+def _check_is_no_url(text: str) -> None:
+    """Refuse what may have a password in it without repeating it."""
+    if "@" in text or "://" in text:
+        raise Invalid(
+            "hosts", "a host is given as a URL", "give host:port alone; user and password have their own places"
+        )
+
+
 def check_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
     """Return a server's addresses in their order; raises Invalid."""
     found = tuple(addresses)
@@ -115,6 +123,7 @@ def check_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
     if len(found) > MAX_HOSTS:
         raise Invalid("hosts", f"a server has at most {MAX_HOSTS} hosts", "leave some out")
     for address in found:
+        _check_is_no_url(address.host)
         if len(address.host) > MAX_HOST_CHARS or _HOST.fullmatch(address.host) is None:
             raise Invalid("hosts", f"{address.host!r} is no host", "a name, an IP address or a socket's directory")
         if ":" in address.host and not address.host.startswith("/") and not _is_ip_address(address.host):
@@ -136,6 +145,7 @@ def _is_ip_address(text: str) -> bool:
 
 def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
     """Read `host`, `host:port`, `[::1]:port`, `::1` or `/directory[:port]`; raises Invalid."""
+    _check_is_no_url(text)
     bracketed = re.fullmatch(r"\[([^\]]+)\](?::([0-9]{1,5}))?", text)
     plain = re.fullmatch(r"(/[^:]*|[^:]+)(?::([0-9]{1,5}))?", text)
     match = bracketed or plain

@@ -15,7 +15,14 @@ from registry.contract import (
 )
 from registry.domain.limits import check_limits
 from registry.domain.models import LoginChange, Server, ServerChange, Tenant, TenantChange
-from registry.domain.names import check_aliases, check_networks, check_slug, format_address, parse_address
+from registry.domain.names import (
+    check_addresses,
+    check_aliases,
+    check_networks,
+    check_slug,
+    format_address,
+    parse_address,
+)
 from registry.domain.servers import change_server
 from registry.domain.states import TRANSITIONS, check_transition
 from registry.domain.tenants import change_tenant, resumed, suspended
@@ -70,6 +77,17 @@ def test_addresses(text: str, address: Address) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(Invalid):
         parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["postgresql://app:hunter2@db/x", "app:hunter2@db", "app:hunter2@db:5432", "hunter2@::1"]
+)
+def test_a_url_in_place_of_an_address_is_refused_without_its_password(text: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_address(text)
+    with pytest.raises(Invalid) as also:
+        check_addresses([Address(text)])
+    assert "hunter2" not in f"{caught.value}{caught.value.hint}{also.value}{also.value.hint}"
 
 
 @pytest.mark.parametrize(
