@@ -1,8 +1,8 @@
 """Statements that concern the node and not only the session that says them, read from their texts.
 
 They are rare, and no reply tells of them in time: PostgreSQL drops, renames, moves and copies a database only when
-nobody else is connected to it, and waits five seconds for the others, of whom the node's idle backends may be all.  What
-may be known afterwards, such as a changed role, is told by the command tag (`proxy.session.endings`).
+nobody else is connected to it, and waits five seconds for the others, of whom the node's idle backends may be all.
+What may be known afterwards, such as a changed role, is told by the command tag (`proxy.session.endings`).
 
 The grammar is that of the PostgreSQL documentation, "DROP DATABASE", "ALTER DATABASE" and "CREATE DATABASE".
 """

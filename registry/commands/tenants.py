@@ -259,7 +259,7 @@ def change(
         return await opened.service.set_tenant(tenant, wanted, trial.placement), found
 
     changed, found = ask(registry, config, work, writing=True)
-    _print(changed, found, as_json=as_json, done=f"tenant {changed.slug!r} is as asked, {changed.state}")
+    _print(changed, found, as_json=as_json, done=f"changed tenant {changed.slug!r}, {changed.state}")
 
 
 def suspend(
