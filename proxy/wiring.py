@@ -193,5 +193,6 @@ def door_settings(settings: Settings, tls: ClientTls | None, shares: Shares) -> 
             forget=auth.failure_memory,
         ),
         shares_statements=settings.pool.max_prepared_statements > 0,
+        real_pids=settings.pool.real_pids,
         proxied=ProxyPolicy(listen.load_balancers) if listen.proxy_protocol == "require" else None,
     )

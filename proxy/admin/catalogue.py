@@ -114,7 +114,9 @@ _CLIENTS: Final = Topic(
         _text("application_name", "What it called itself when it connected, or has since."),
         _text("connect_time", "When it connected, in UTC."),
         _text("tls", "`yes` or `no`."),
-        _int("id", "The process id that the proxy has told the client."),
+        _int(
+            "id", "The process id that the client was told; with `real_pids` clients of two servers may have the same."
+        ),
     ),
     ("tenant",),
 )

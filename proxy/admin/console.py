@@ -121,7 +121,7 @@ class Console:
         try:
             own = (("session_authorization", guest.user), ("application_name", ""))
             statuses = parameter_statuses((*self._statuses, *own)) + self._warning(guest)
-            await guest.io.send(guest.proof.final + login_complete(statuses, guest.pid, guest.key))
+            await guest.io.send(guest.proof.final + login_complete(statuses, guest.key.pid, guest.key.secret))
             if guest.user not in self._rules.users:
                 raise Failure(TERMINATED, reason=NO_USER)
             sock = guest.io.detach()

@@ -32,7 +32,7 @@ class ReadyCheck(Protocol):
 class NodeView:
     """A node as its console sees it.
 
-    `clients` are the linked ones by the process ids that they were told.  `settings` are those in
+    `clients` are the linked ones by their numbers.  `settings` are those in
     force, `readiness` is asked at each look.  `reload` reads everything anew, in the name of a user, and raises
     ReloadFailed.  `clock` is monotonic, `wall` the time of day, both in
     seconds; `started` is by `clock`.

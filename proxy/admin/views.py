@@ -15,9 +15,9 @@ from proxy.admin.node import Moment, NodeView
 from proxy.admin.tables import Row
 from proxy.net.backend_link import BackendLink
 from proxy.net.client_link import ClientLink
-from proxy.net.front_door import ClientInfo
 from proxy.net.hub import held_back
 from proxy.net.pipe_link import PipeClient
+from proxy.net.sessions import ClientInfo
 from proxy.pool.counters import Counters
 from proxy.pool.ledger import (
     ACTIVE,
@@ -49,8 +49,8 @@ STATUS_NAMES: Final = MappingProxyType({STATUS_IDLE: "idle", STATUS_TRANSACTION:
 
 def clients(node: NodeView, moment: Moment, arguments: tuple[str, ...]) -> Iterator[Row | None]:
     """SHOW CLIENTS."""
-    for pid in list(node.clients):
-        client = node.clients.get(pid)
+    for ident in list(node.clients):
+        client = node.clients.get(ident)
         if client is None or not _is_asked(client.pool.tenant, arguments):
             yield None
         else:
@@ -169,7 +169,7 @@ def _client(client: ClientLink, moment: Moment) -> Row:
         _application(client),
         moment.day(info.since),
         "yes" if info.tls else "no",
-        info.pid,
+        info.key.pid,
     )
 
 
@@ -210,7 +210,7 @@ def _backend(entry: BackendEntry, moment: Moment) -> Row:
         STATE_NAMES[entry.state],
         moment.since(since),
         None if link is None else link.pid,
-        info.pid if isinstance(info, ClientInfo) else None,
+        info.key.pid if isinstance(info, ClientInfo) else None,
         "" if client is None else ", ".join(client.pin_names()),
         "yes" if entry.flags & FLAG_OBSOLETE else "no",
         moment.day(entry.opened_at),

@@ -20,6 +20,7 @@ from proxy.net.relay_loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP, RelaySelector
 from proxy.net.settling import answered, discarded, keeps, restore, stays
 from proxy.net.stream import HIGH_WATER, LOW_WATER, Stream
 from proxy.pool.ledger import CLOSING, FLAG_DIRTY, IDLE, BackendEntry, mark_obsolete
+from proxy.session.endings import readdressed
 from proxy.session.parameters import ParameterSet, switch_statement
 from proxy.session.pins import PIN_SESSION, PIN_SET, REPORTED, TO_RESET
 from proxy.session.relay import FOUND_NOTHING
@@ -64,10 +65,14 @@ class BackendLink(Stream):
         self.says_rest: bool = False
         self.awaits_cancel: bool = False
         self.pid: int = 0
-        self.key: bytes = b""
         self.mid_message: bool = False
         self.last_words: str = ""
         self.task: object = None
+
+    def introduce(self, pid: int) -> None:
+        """Take note of the process id that the server has told; 0 is none."""
+        self.pid = pid
+        self.state.pid = pid.to_bytes(4, "big") if pid else b""
 
     def reading(self) -> int:
         """A backend is read always, except while its client does not take what there is."""
@@ -109,6 +114,8 @@ class BackendLink(Stream):
         state = self.state
         farewell = b""
         count = state.scan(data, 0)
+        if len(state.notified) != 0:
+            data = readdressed(data, state.notified, client.told_pid)
         if count == len(data) and not state.swallowing:
             if client.mode == MODE_STATEMENT:
                 data = self._without_ready(data)
@@ -320,6 +327,8 @@ class BackendLink(Stream):
                 mark_obsolete(self.entry)
                 return data[pos:]
             count = state.scan(data, pos)
+            if len(state.notified) != 0:
+                data = readdressed(data, state.notified, client.told_pid)
         if pos < len(data):
             self.held = data[pos:]
         return b""
@@ -395,6 +404,7 @@ class BackendLink(Stream):
             self.host.status_changed(self)
         state.remarks = False
         state.errors.clear()
+        state.notified.clear()
         if self.leaving and not state.swallowing_own:
             self.leaving = False
             self.switching = None

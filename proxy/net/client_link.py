@@ -73,6 +73,7 @@ class ClientLink(Stream):
         self.reason: str = ""
         self.serves_all: bool = False
         self.info: object = None
+        self.told_pid: bytes = b""
 
     def reading(self) -> int:
         """A client is read unless it waits with a lot to say already, or one of the ways is blocked."""

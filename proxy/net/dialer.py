@@ -214,7 +214,7 @@ class Dialer:
             link: BackendLink = PipeBackend(hub, hub.selector, ready.sock, entry, plain)
         else:
             link = BackendLink(hub, hub.selector, ready.sock, entry, plain, self._settings.max_statements)
-        link.pid = ready.pid
+        link.introduce(ready.pid)
         link.state.params = dict(ready.params)
         self._where[entry] = Opened(ready, target.server)
         now = self._hub.selector.now

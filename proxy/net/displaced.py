@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from proxy.errors import TERMINATED, Failure
+from proxy.net.backend_link import BackendLink
 from proxy.net.client_link import ClientLink
 from proxy.net.hub import Hub, held_back
-from proxy.pool.ledger import FLAG_HELD_BACK
+from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger
 from proxy.pool.tenancy import Target
 
 
@@ -34,7 +35,7 @@ class DisplacedSessions:
             tenant_id = client.pool.tenant.tenant_id
             if tenant_id not in self._tenants or client.finishing:
                 continue
-            failure = why_displaced(client)
+            failure = why_displaced(client.pool, client.backend)
             if failure is None:
                 continue
             if is_between(client):
@@ -54,12 +55,10 @@ def is_between(client: ClientLink) -> bool:
     return backend.between_transactions() and client.front.left == 0 and not client.held
 
 
-def why_displaced(client: ClientLink) -> Failure | None:
-    """Say why a client's session may not go on where it is; None if it may."""
-    pool = client.pool
+def why_displaced(pool: PoolLedger, backend: BackendLink | None) -> Failure | None:
+    """Say why a client of a pool may not go on where it is, linked to a backend or not; None if it may."""
     if pool.flags & FLAG_HELD_BACK:
         return held_back(pool)
-    backend = client.backend
     if backend is None:
         return None
     here, there = backend.entry.target, pool.target

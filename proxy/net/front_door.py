@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
 
 import structlog
 
@@ -23,7 +22,6 @@ from proxy.errors import (
     QUERY_CANCELED,
     SCRAM_NEEDED,
     TENANT_TOO_MANY_CLIENTS,
-    TERMINATED,
     TOO_MANY_CLIENTS,
     TOO_MANY_LOGINS,
     Failure,
@@ -46,21 +44,18 @@ from proxy.net.client_handshake import (
 from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer, serving
 from proxy.net.doorkeeper import Doorkeeper
-from proxy.net.failures import as_fatal
 from proxy.net.handshake_io import HandshakeSocket, TlsFailed, Turnstile
-from proxy.net.hub import KEY_REFUSED, Hub, held_back
+from proxy.net.hub import Hub, held_back
 from proxy.net.link_host import MODE_SESSION
-from proxy.net.pipe_link import PipeClient
-from proxy.net.probe import Probe
 from proxy.net.real_address import HeaderRefused, ProxyPolicy
 from proxy.net.replication import ReplicationDesk, check_access, check_backend
+from proxy.net.session_desk import SessionDesk, SettingsRefused
+from proxy.net.sessions import CancelKey, ClientInfo, Sessions
 from proxy.net.side_door import Console, Guest, is_meant, resolve_aside
 from proxy.net.statuses import StatusCache, encode_statuses
 from proxy.net.visit import Visit, keep_to_own_limit
-from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
-from proxy.pool.pool import NEVER
+from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger
 from proxy.pool.tenancy import PassThrough, Tenancy
-from proxy.routing.lookups import SingleFlight
 from proxy.routing.names import selectors_from_startup
 from proxy.routing.resolution import Resolution
 from proxy.routing.resolver import Resolver
@@ -69,24 +64,18 @@ from proxy.session.parameters import ParameterSet, ParameterTable, makes_tempora
 from proxy.session.pins import PIN_SESSION, PIN_SET, pin_names
 from proxy.session.statements import StatementTable
 from proxy.wire import ProtocolError
-from proxy.wire.reports import ErrorResponse
 from proxy.wire.startup import CancelRequest, ReplicationMode
 from registry.contract import Credentials, Route, VerifierSource
 
 log = structlog.get_logger(__name__)
-
-LONG_KEY: Final = 32
-SHORT_KEY: Final = 4
-"""All that protocol 3.0 has room for.  With the random part of the process id there are 56 bits to guess."""
-NODE_SHIFT: Final = 24
-"""A cancel key's process id is the node's number above this bit, and random bits below it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DoorSettings:
     """What every login is held to; times in seconds.
 
-    `proxied` is set where clients come through load balancers that say so (PROXY protocol).
+    `proxied` is set where clients come through load balancers that say so (PROXY protocol).  With `real_pids`, clients
+    in session mode have their backend from the login on, and are told the process id of its server.
     """
 
     login_timeout: float
@@ -96,33 +85,23 @@ class DoorSettings:
     auth: AuthPolicy
     slowdown: Slowdown
     shares_statements: bool = False
+    real_pids: bool = False
     proxied: ProxyPolicy | None = None
 
 
-@dataclass(slots=True)
-class ClientInfo:
-    """What is known of a client besides its link; for logs, metrics and the console."""
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """A client that has been told that it is logged in; `attach` is called when the selector has its link."""
 
-    user: str
-    address: str
-    tls: bool
-    since: float
-    pid: int
-    key: bytes
-
-
-class SettingsRefused(Exception):
-    """PostgreSQL refused a client's startup parameters; `message` is its ErrorResponse, as FATAL."""
-
-    def __init__(self, message: ErrorResponse) -> None:
-        super().__init__(message.message)
-        self.message = message
+    link: ClientLink
+    key: CancelKey
+    attach: Callable[[], None] | None = None
 
 
 class FrontDoor:
     """Logs clients in.
 
-    `clients` are the linked ones by the process id of their cancel key.  `console` may be set before the first one
+    `sessions` is the register of those who are, `clients` their links.  `console` may be set before the first one
     comes; its users are none of them, and get in when the node has all the clients that it may have.
     """
 
@@ -148,19 +127,18 @@ class FrontDoor:
         )
         self._resolver = resolver
         self._tenancy = tenancy
-        self._statuses = statuses
         self._table = table
         self._dialer = dialer
         self._settings = settings
         self._clock = clock
         self._replication = ReplicationDesk(hub, tenancy, table.empty)
-        self._flights = SingleFlight()
+        self._desk = SessionDesk(hub, statuses)
         self._turnstile = Turnstile()
         self._arrivals = Arrivals(admissions, settings.proxied)
         self._next_ident = 1
         self._statements = StatementTable(secrets.token_hex(8).encode())
-        self._promised: set[int] = set()
-        self.clients: dict[int, ClientLink] = {}
+        self.sessions = Sessions()
+        self.clients = self.sessions.links
         self.console: Console | None = None
         self.refused: dict[str, int] = {}
         self.logins = 0
@@ -224,7 +202,7 @@ class FrontDoor:
         """Take a client off the books."""
         info = client.info
         assert isinstance(info, ClientInfo)
-        if self.clients.pop(info.pid, None) is None:
+        if not self.sessions.remove(client):
             return
         tenant = client.pool.tenant
         tenant.clients -= 1
@@ -247,7 +225,7 @@ class FrontDoor:
 
     async def close(self) -> None:
         """Stop the probes that are under way."""
-        await self._flights.close()
+        await self._desk.close()
 
     async def _login(self, io: HandshakeSocket, visit: Visit) -> None:
         greeting = await greet(io, self._settings.greet, self._arrivals.tls_turn(visit))
@@ -296,11 +274,11 @@ class FrontDoor:
     ) -> None:
         """Send somebody to the console who has proved to be one of its users."""
         self._keeper.check_owner(greeting, resolution)
-        pid, key = self._new_key(greeting.minor)
+        key = self.sessions.promise(self._settings.node_id, greeting.minor)
         try:
-            await console.receive(Guest(io, greeting, resolution, proof, visit.address, visit.started, pid, key))
+            await console.receive(Guest(io, greeting, resolution, proof, visit.address, visit.started, key))
         finally:
-            self._promised.discard(pid)
+            self.sessions.forget(key)
 
     async def _admit(
         self,
@@ -316,21 +294,28 @@ class FrontDoor:
         if tenant.clients >= tenant.max_clients:
             raise Failure(TENANT_TOO_MANY_CLIENTS, tenant=tenant.slug, limit=tenant.max_clients)
         tenant.clients += 1
-        begin = self._begin_session if greeting.replication is ReplicationMode.NONE else self._begin_replication
+        if greeting.replication is not ReplicationMode.NONE:
+            begin = self._begin_replication
+        elif self._settings.real_pids and pool.mode == MODE_SESSION:
+            begin = self._begin_linked
+        else:
+            begin = self._begin_session
         try:
-            link, pid, key = await begin(io, greeting, resolution, pool, proof)
+            entrance = await begin(io, greeting, resolution, pool, proof)
         except BaseException:
             tenant.clients -= 1
             raise
         self._next_ident += 1
-        link.info = ClientInfo(resolution.user, visit.address, greeting.tls is not None, visit.started, pid, key)
-        self.clients[pid] = link
+        link, key = entrance.link, entrance.key
+        link.info = ClientInfo(resolution.user, visit.address, greeting.tls is not None, visit.started, key)
+        link.told_pid = key.pid.to_bytes(4, "big")
+        self.sessions.add(link)
         self.logins += 1
         self._hub.selector.add(link, link.reading())
         if link.tls:
             self._hub.selector.serve_buffered(link)
-        if isinstance(link, PipeClient):
-            link.attach()
+        if entrance.attach is not None:
+            entrance.attach()
         log.info(
             "client connected",
             tenant=tenant.slug,
@@ -342,48 +327,74 @@ class FrontDoor:
 
     async def _begin_session(
         self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, pool: PoolLedger, proof: Proof
-    ) -> tuple[ClientLink, int, bytes]:
-        """Complete the login of a client that shares backends; returns its link and cancel key."""
+    ) -> Entrance:
+        """Complete the login of a client that has a backend only while it needs one."""
         parameters = self._parameters_of(resolution)
-        statuses = await self._statuses_for(pool, parameters, resolution)
-        pid, key = await self._welcome(io, greeting, proof, statuses)
+        statuses = await self._desk.statuses(pool, parameters, resolution)
+        key = await self._welcome(io, greeting, proof, statuses)
         if pool.flags & FLAG_HELD_BACK:
             raise held_back(pool)
+        return Entrance(self._client(io, pool, parameters, resolution, pool.mode), key)
+
+    async def _begin_linked(
+        self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, pool: PoolLedger, proof: Proof
+    ) -> Entrance:
+        """Complete the login of a client in session mode that has its backend from now on."""
+        parameters = self._parameters_of(resolution)
+        claim = await self._desk.claim(io, pool, parameters, resolution)
+        try:
+            pid = self._desk.check(claim, pool).pid
+            key = await self._welcome(io, greeting, proof, encode_statuses(claim.statuses), pid)
+            self._desk.check(claim, pool)
+            link = self._client(io, pool, parameters, resolution, MODE_SESSION)
+        except BaseException:
+            self._desk.give_up(claim)
+            raise
+        return Entrance(link, key, partial(self._desk.seat, link, claim))
+
+    async def _begin_replication(
+        self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, pool: PoolLedger, proof: Proof
+    ) -> Entrance:
+        """Complete the login of a client with a backend that is opened for it."""
+        check_access(resolution, greeting.replication)
+        backend = await self._replication.open(pool, greeting.replication, resolution)
+        try:
+            key = await self._welcome(io, greeting, proof, encode_statuses(backend.state.params))
+            check_backend(backend)
+            link = self._replication.client(io.detach(), self._next_ident, backend, resolution)
+        except BaseException:
+            self._replication.give_up(backend)
+            raise
+        return Entrance(link, key, link.attach)
+
+    def _client(
+        self, io: HandshakeSocket, pool: PoolLedger, parameters: ParameterSet, resolution: Resolution, mode: int
+    ) -> ClientLink:
         link = ClientLink(self._hub, self._hub.selector, io.detach(), self._next_ident, pool, parameters)
-        link.mode, link.serves_all = pool.mode, resolution.is_for_all
-        if link.mode == MODE_SESSION:
+        link.mode, link.serves_all = mode, resolution.is_for_all
+        if mode == MODE_SESSION:
             link.front.pins |= PIN_SESSION
         elif self._settings.shares_statements:
             link.front.desk.table = self._statements
             link.front.desk.meaning = parameters.meaning
         if makes_temporary(parameters.values):
             link.front.pins |= PIN_SET
-        return link, pid, key
-
-    async def _begin_replication(
-        self, io: HandshakeSocket, greeting: Greeting, resolution: Resolution, pool: PoolLedger, proof: Proof
-    ) -> tuple[ClientLink, int, bytes]:
-        """Complete the login of a client that has a backend of its own; returns its link and cancel key."""
-        check_access(resolution, greeting.replication)
-        backend = await self._replication.open(pool, greeting.replication, resolution)
-        try:
-            pid, key = await self._welcome(io, greeting, proof, encode_statuses(backend.state.params))
-            check_backend(backend)
-            return self._replication.client(io.detach(), self._next_ident, backend, resolution), pid, key
-        except BaseException:
-            self._replication.give_up(backend)
-            raise
+        return link
 
     async def _welcome(
-        self, io: HandshakeSocket, greeting: Greeting, proof: Proof, statuses: bytes
-    ) -> tuple[int, bytes]:
-        """Tell a client that it is logged in, and by which key its cancel requests will be known."""
-        pid, key = self._new_key(greeting.minor)
+        self, io: HandshakeSocket, greeting: Greeting, proof: Proof, statuses: bytes, pid: int = 0
+    ) -> CancelKey:
+        """Tell a client that it is logged in, and by which key its cancel requests will be known.
+
+        Its process id is `pid`, unless that is 0.
+        """
+        key = self.sessions.promise(self._settings.node_id, greeting.minor, pid)
         try:
-            await io.send(proof.final + login_complete(statuses, pid, key))
+            await io.send(proof.final + login_complete(statuses, key.pid, key.secret))
         finally:
-            self._promised.discard(pid)
-        return pid, key
+            # Nothing comes between this and its entry.
+            self.sessions.forget(key)
+        return key
 
     def _pool_of(self, resolution: Resolution, proof: Proof) -> PoolLedger:
         assert resolution.route is not None
@@ -425,54 +436,10 @@ class FrontDoor:
         except ValueError as error:
             raise Failure(INVALID_OPTIONS, reason=error) from None
 
-    async def _statuses_for(self, pool: PoolLedger, parameters: ParameterSet, resolution: Resolution) -> bytes:
-        """What the client is told of the server's parameters; a backend is needed only for what is not yet known.
-
-        Where the server does not take a password that it took a moment ago, its change is what the client is told.
-        """
-        known = self._statuses.get(pool, parameters)
-        if known is not None:
-            return known
-        key = (pool, pool.generation, parameters)
-        try:
-            return await self._flights.run(key, lambda: self._probe(pool, parameters))
-        except Failure as failure:
-            if failure.spec is TERMINATED and pool.login_refused == KEY_REFUSED:
-                raise resolution.refusal from None
-            raise
-
-    async def _probe(self, pool: PoolLedger, parameters: ParameterSet) -> bytes:
-        future: asyncio.Future[Probe] = asyncio.get_running_loop().create_future()
-        probe = Probe(parameters, future)
-        now = self._hub.selector.now
-        deadline = now + pool.queue_wait_timeout if pool.queue_wait_timeout else NEVER
-        waiter = Waiter(pool, now, deadline, probe)
-        generation = pool.generation
-        self._hub.driver.request(waiter, now)
-        try:
-            await future
-        finally:
-            # A backend that was granted meanwhile gives itself back when it has answered.
-            self._hub.driver.abandon(waiter)
-        if probe.failure is not None:
-            raise probe.failure
-        if probe.error:
-            raise SettingsRefused(as_fatal(probe.error))
-        return self._statuses.put(pool, generation, parameters, probe.statuses)
-
-    def _new_key(self, minor: int) -> tuple[int, bytes]:
-        """Make an unguessable cancel key that no other client has, with the node's number in it."""
-        while True:
-            pid = (self._settings.node_id << NODE_SHIFT) | secrets.randbits(NODE_SHIFT)
-            if pid and pid not in self.clients and pid not in self._promised:
-                self._promised.add(pid)
-                return pid, secrets.token_bytes(LONG_KEY if minor >= 2 else SHORT_KEY)
-
     async def _cancel(self, request: CancelRequest, visit: Visit) -> None:
         """Cancel what the client with this key is doing; whoever has no such key is told nothing."""
-        client = self.clients.get(request.pid)
-        info = client.info if client is not None else None
-        if client is None or not isinstance(info, ClientInfo) or not hmac.compare_digest(info.key, request.key):
+        client = self.sessions.find(request.pid, request.key)
+        if client is None:
             log.info("cancel request with an unknown key", address=visit.address)
             return
         if self._hub.cancel_queued(client, Failure(QUERY_CANCELED)):

@@ -31,6 +31,9 @@ CHUNK: Final = 8192
 DISCARD_MOST: Final = 1 << 20
 """Bytes a peer may still send after it has been told goodbye."""
 
+LOOK_AGAIN: Final = 0.5
+"""Seconds between two looks whether a peer has left that has said something which nobody reads yet."""
+
 TLS_HANDSHAKE: Final = 0x16
 """First byte of a TLS client's first record."""
 TLS_RECORD_HEAD: Final = 5
@@ -137,6 +140,23 @@ class HandshakeSocket:
         poll = select.poll()
         poll.register(self._fd, select.POLLRDHUP)
         return bool(poll.poll(0))
+
+    async def until_left(self) -> None:
+        """Wait until the peer has closed its side, or lost the connection; what it has said stays unread.
+
+        While there is something unread, it is looked at every `LOOK_AGAIN` seconds.
+        """
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+
+        def look() -> None:
+            if not poll.poll(0):
+                raise BlockingIOError
+
+        while not self.has_left():
+            await self._perform(look, _READ, at_once=True)
+            if not self.has_left():
+                await asyncio.sleep(LOOK_AGAIN)
 
     async def peek(self, size: int) -> bytes:
         """Look at the next bytes, at least one and at most `size`, without taking them; only before TLS."""

@@ -43,7 +43,7 @@ from proxy.net.link_host import (
     LinkHost,
 )
 from proxy.net.pipe_link import Seat
-from proxy.net.probe import Probe
+from proxy.net.probe import Claim, Probe
 from proxy.net.relay_loop import RelaySelector
 from proxy.net.stream import Stream
 from proxy.pool.allocator import REFUSED_HELD_BACK, REFUSED_QUEUE_FULL, REFUSED_SERVER_DOWN, REFUSED_TIMEOUT
@@ -294,9 +294,11 @@ class Hub(Effects, LinkHost):
         backend.state.swallowed_error = b""
         task = backend.task
         if isinstance(task, Probe):
-            backend.task = None
             task.end(backend, error)
             self.post(MAIL_PROBED, task)
+            if isinstance(task, Claim) and not error and not task.given_up:
+                return
+            backend.task = None
             if error:
                 # Some of the settings may have taken effect.
                 backend.entry.flags |= FLAG_DIRTY
@@ -377,6 +379,15 @@ class Hub(Effects, LinkHost):
         if entry.generation != entry.pool.generation or entry.server is not entry.pool.server:
             mark_obsolete(entry)
         self.driver.opened(entry, self.selector.now)
+
+    def give_up(self, claim: Claim) -> None:
+        """Give a backend back that no client has come for; one that is still busy with the settings follows later."""
+        claim.given_up = True
+        backend = claim.backend
+        if claim.done and backend is not None:
+            claim.backend = None
+            backend.task = None
+            self.driver.release(backend.entry, self.selector.now)
 
     def sweep(self, now: float) -> None:
         """Close clients that do not take their last message, and backends that do not answer the proxy's own words."""

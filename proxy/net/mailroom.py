@@ -12,7 +12,7 @@ import structlog
 from proxy.errors import Failure
 from proxy.net.client_link import ClientLink
 from proxy.net.dialer import Dialer
-from proxy.net.front_door import ClientInfo, FrontDoor
+from proxy.net.front_door import FrontDoor
 from proxy.net.hub import (
     MAIL_BACKEND_GONE,
     MAIL_CANCEL,
@@ -32,6 +32,7 @@ from proxy.net.hub import (
 from proxy.net.pipe_link import Seat
 from proxy.net.probe import Probe
 from proxy.net.relay_loop import mailbox_pipe
+from proxy.net.sessions import ClientInfo
 from proxy.net.statuses import StatusCache
 from proxy.pool.ledger import BackendEntry
 

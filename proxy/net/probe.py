@@ -45,3 +45,26 @@ class Probe:
             self.done = True
             self.failure = failure
             self.backend = None
+
+
+class Claim(Probe):
+    """A login that takes a backend for its client and keeps it, with the client's settings applied to it.
+
+    `backend` is there from `begin` on until it is lost; once `done` is set it waits for the client, and says nothing.
+    A login that ends without a client sets `given_up`, and gives a backend that waits back.
+    """
+
+    def __init__(self, parameters: ParameterSet, future: object) -> None:
+        super().__init__(parameters, future)
+        self.given_up = False
+
+    def end(self, backend: BackendLink, error: bytes) -> None:
+        """See `Probe`.  A backend that has taken the settings stays."""
+        super().end(backend, error)
+        if not error:
+            self.backend = backend
+
+    def fail(self, failure: Failure) -> None:
+        """See `Probe`.  The backend may also be lost after that."""
+        super().fail(failure)
+        self.backend = None

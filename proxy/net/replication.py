@@ -12,9 +12,10 @@ import socket
 from typing import Final
 
 from proxy.errors import BACKEND_LOGIN_FAILED, BACKEND_LOST, REPLICATION_REFUSED, Failure
-from proxy.net.hub import Hub, held_back
+from proxy.net.displaced import why_displaced
+from proxy.net.hub import Hub
 from proxy.net.pipe_link import PipeBackend, PipeClient, Seat
-from proxy.pool.ledger import FLAG_HELD_BACK, PoolLedger, Waiter
+from proxy.pool.ledger import PoolLedger, Waiter
 from proxy.pool.pool import NEVER
 from proxy.pool.tenancy import Tenancy
 from proxy.routing.resolution import Resolution
@@ -95,9 +96,9 @@ class ReplicationDesk:
 
 
 def check_backend(backend: PipeBackend) -> None:
-    """Raise Failure where a backend was lost, or its tenant is not served any more, while its client logged in."""
-    pool = backend.entry.pool
-    if pool.flags & FLAG_HELD_BACK:
-        raise held_back(pool)
+    """Raise Failure where a backend was lost, or its tenant is elsewhere or not served, while its client logged in."""
+    failure = why_displaced(backend.entry.pool, backend)
+    if failure is not None:
+        raise failure
     if not backend.polled:
         raise Failure(BACKEND_LOST)

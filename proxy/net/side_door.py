@@ -7,7 +7,7 @@ ever, so that a stranger learns neither whether there is a console nor whose it 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
 from proxy.auth import ScramVerifier
@@ -15,6 +15,7 @@ from proxy.errors import INVALID_PASSWORD, Failure
 from proxy.net.client_authentication import Proof
 from proxy.net.client_handshake import Greeting
 from proxy.net.handshake_io import HandshakeSocket
+from proxy.net.sessions import CancelKey
 from proxy.routing.lookups import Look
 from proxy.routing.names import Reading, Selectors, Source, Statement
 from proxy.routing.resolution import Resolution
@@ -27,7 +28,7 @@ from proxy.wire.startup import ReplicationMode
 class Guest:
     """Somebody who has proved to be one of the console's users and has not been told so yet.
 
-    `pid` and `key` are the cancel key to tell.  `started` is when the login began, by the door's clock.
+    `key` is the cancel key to tell.  `started` is when the login began, by the door's clock.
     """
 
     io: HandshakeSocket
@@ -36,8 +37,7 @@ class Guest:
     proof: Proof
     address: str
     started: float
-    pid: int
-    key: bytes = field(repr=False)
+    key: CancelKey
 
     @property
     def user(self) -> str:

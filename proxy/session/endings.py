@@ -88,3 +88,16 @@ def sqlstate_of(data: bytes, pos: i64, end: i64) -> bytes:
             return data[pos + 1 : stop]
         pos = stop + 1
     return b"?????"
+
+
+def readdressed(data: bytes, places: list[int], pid: bytes) -> bytes:
+    """Return `data` with the process id `pid` at each of these places, and forget the places.
+
+    A client without a `pid` of its own, 4 bytes, sees what the server has said.
+    """
+    changed = bytearray(data)
+    if len(pid) == 4:
+        for place in places:
+            changed[place : place + 4] = pid
+    places.clear()
+    return bytes(changed)

@@ -115,6 +115,8 @@ class BackState(ReplyQueue):
         self.queries: i64 = 0
         self.errors: list[bytes] = []
         self.closed_names: list[bytes] = []
+        self.pid: bytes = b""
+        self.notified: list[int] = []
 
     def releasable(self) -> bool:
         """Say whether this backend is between transactions with nothing outstanding."""
@@ -307,7 +309,9 @@ class BackState(ReplyQueue):
             self._copy_in_begins()
         elif kind == B_COPY_BOTH:
             self.doubt = True
-        elif kind == B_NOTICE or kind == B_NOTIFICATION:
+        elif kind == B_NOTIFICATION:
+            self._notification(data, pos, end)
+        elif kind == B_NOTICE:
             pass
         elif kind == B_PARAMETER_DESCRIPTION and self.swallowing:
             self.description = data[pos + 5 : end]
@@ -332,6 +336,13 @@ class BackState(ReplyQueue):
             self._parameter(data, pos, end)
         elif kind == B_ERROR:
             self._note_error(data, pos, end)
+        elif kind == B_NOTIFICATION:
+            self._notification(data, pos, end)
+
+    def _notification(self, data: bytes, pos: i64, end: i64) -> None:
+        """Note where a notification that this server process has sent itself has its process id."""
+        if end - pos >= 9 and data[pos + 5 : pos + 9] == self.pid:
+            self.notified.append(pos + 5)
 
     def _settle(self, debt: int) -> None:
         if self._first() == debt:

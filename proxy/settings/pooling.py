@@ -40,6 +40,10 @@ class PoolSettings(Section):
         le=1,
         description="Share of server_lifetime by which lifetimes differ, so that not all end at once.",
     )
+    real_pids: bool = live(
+        default=False,
+        description="Session mode: link clients at login and tell them the process id of their own server.",
+    )
     query_timeout: Seconds = live(
         default=0.0, description="Seconds after which a request is cancelled on its server; 0 is never."
     )

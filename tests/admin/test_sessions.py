@@ -19,8 +19,8 @@ from proxy.admin.node import NodeView
 from proxy.admin.session import Session, Surroundings
 from proxy.errors import Failure
 from proxy.net.client_link import ClientLink
-from proxy.net.front_door import ClientInfo
 from proxy.net.handshake_io import HandshakeSocket
+from proxy.net.sessions import CancelKey, ClientInfo
 from proxy.settings import Reloaded, Settings
 from proxy.version import BuildInfo
 from proxy.wire.framing import FrameReader
@@ -48,7 +48,7 @@ def crowd() -> Iterator[dict[int, ClientLink]]:
         clients = {}
         for pid in range(1, CLIENTS + 1):
             client = ClientLink(world.hub, world.selector, sock, pid, pool, world.plain)
-            client.info = ClientInfo("app", f"127.0.0.1:{pid}", tls=False, since=900.0, pid=pid, key=b"")
+            client.info = ClientInfo("app", f"127.0.0.1:{pid}", tls=False, since=900.0, key=CancelKey(pid, b""))
             clients[pid] = client
         yield clients
 

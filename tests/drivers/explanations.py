@@ -59,7 +59,8 @@ EXPLANATIONS = (
     Explanation(
         "pid",
         "The process number and the cancel key that a client gets are the proxy's, because its backend changes; "
-        "`pg_backend_pid()` gives the backend's.",
+        "`pg_backend_pid()` gives the backend's. A client's own notifications carry the number that it was told. In "
+        "session mode `real_pids` has the backend's told.",
         (Scenario.CONNECT,),
         "process number",
         _YES,

@@ -219,6 +219,7 @@ IN_FORCE: dict[str, tuple[Any, Look, object]] = {
     "pool.server_idle_timeout": (2.5, pools("idle_timeout"), 2.5),
     "pool.server_lifetime": (3.5, pools("lifetime"), 3.5),
     "pool.lifetime_jitter": (0.5, dialers("lifetime_jitter"), 0.5),
+    "pool.real_pids": (True, lambda running: running.door._settings.real_pids, True),
     "pool.query_timeout": (4.5, times("query"), 4.5),
     "pool.transaction_timeout": (5.5, times("transaction"), 5.5),
     "pool.idle_transaction_timeout": (6.5, times("idle_transaction"), 6.5),
