@@ -161,11 +161,12 @@ def _trial_checks(access: TenantAccess, where: str, trial: LoginTrial) -> list[C
         # Somebody else has tried, whom the database need not let in.
         return []
     if state == NO_PRIVILEGE:
+        database = _quoted(tenant.database_name or "")
         return [
             failed(
                 "login",
                 f"role {role.user!r} of tenant {tenant.slug!r} may not connect to {where}: {problem}",
-                f'GRANT CONNECT ON DATABASE "{tenant.database_name}" TO "{role.user}", on the server',
+                f"GRANT CONNECT ON DATABASE {database} TO {_quoted(role.user)}, on the server",
             )
         ]
     lacks = "" if role.password is not None else ", and no password is stored for it"
@@ -190,6 +191,12 @@ def _untried(server: str, whom: str, problem: str | None) -> Check:
         f"server {server!r} could not be asked from here, so the database of {whom} was not tried: {problem}",
         f"`pgtenant server test {server}` tells more",
     )
+
+
+def _quoted(name: str) -> str:
+    """A name as SQL has it: what is shown is copied into a superuser's session."""
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
 
 
 def _may_pass_through(access: TenantAccess) -> bool:

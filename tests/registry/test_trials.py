@@ -28,11 +28,12 @@ from registry.domain.checks import Check, CheckStatus
 from registry.domain.models import Server, ServerChange, Tenant, TenantChange
 from registry.domain.servers import Placement
 from registry.errors import Conflict
+from registry.findings import tenant_checks
 from registry.manifest import apply_manifest, parse_manifest
 from registry.manifest.apply import Applied
 from registry.operations.servers import ServerAccess
 from registry.operations.tenant_access import TenantAccess
-from registry.probe import Probe, probe_server, try_logins
+from registry.probe import LoginTrial, Probe, probe_server, try_logins
 from registry.secrets import KeyRing, Vault
 from registry.trial import Depth, Examiner, Strictness, problems, try_server, try_tenant
 
@@ -104,6 +105,14 @@ def test_a_role_that_cannot_log_in_is_told_with_the_next_step(
     pg18.psql(f'alter role "{database.role}" nologin')
     (mute,) = told(there, **place)
     assert "is not permitted to log in" in mute.text
+
+
+def test_a_hint_that_is_copied_does_no_more_than_it_says() -> None:
+    server = ServerAccess(Server(1, "eu1", (Address("db"),)), None, None, None, None)
+    tenant = Tenant(1, "acme", TenantState.READY, server_id=1, server="eu1", database_name='a" TO x; DROP TABLE y; --"')
+    access = TenantAccess(tenant, server, Credentials('app"', Secret("a secret")))
+    (check,) = tenant_checks(access, LoginTrial("no", "42501"))
+    assert check.hint == 'GRANT CONNECT ON DATABASE "a"" TO x; DROP TABLE y; --""" TO "app""", on the server'
 
 
 def test_no_role_at_all_is_told_where_users_are_no_roles_themselves(there: RegistryUnderTest) -> None:
