@@ -406,6 +406,8 @@ class FrontState(Unlinked):
                 back.owe_change(OWE_CLOSE_UNNAMED, self.desk.unnamed, self.desk.unnamed_mark)
                 if not back.skipping:
                     self.desk.set_unnamed(b"")
+                    # That of another client may be gone by it.
+                    back.unnamed_owner = self.desk.unnamed_mark
                     self._unnamed_changes(UNNAMED_LEFT)
                     self.pins &= ~PIN_UNNAMED
                 return verdict

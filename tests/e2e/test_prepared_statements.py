@@ -289,10 +289,15 @@ def test_answers_are_those_of_the_server_itself(
                 assert answers(client) == expected, batch
 
 
-def test_unnamed_statement_is_made_again_where_a_query_of_somebody_else_has_ended_it(
-    world: World, tenant: TenantUnderTest
+@pytest.mark.parametrize(
+    ("ending", "options"),
+    [(query("select 1"), "-c search_path=other"), (close("") + sync(), "")],
+    ids=["query", "close"],
+)
+def test_unnamed_statement_is_made_again_where_somebody_else_has_ended_it(
+    ending: bytes, options: str, world: World, tenant: TenantUnderTest
 ) -> None:
-    with proxied(world, tenant) as client, proxied(world, tenant, options="-c search_path=other") as other:
+    with proxied(world, tenant) as client, proxied(world, tenant, options=options) as other:
         for step in (
             [parse("select 'mine'")],
             [describe(kind="S")],
@@ -300,7 +305,7 @@ def test_unnamed_statement_is_made_again_where_a_query_of_somebody_else_has_ende
             [bind(), execute()],
         ):
             assert "E" not in kinds(ask(client, *step, sync()))
-            other.query("select 1")
+            ask(other, ending)
 
 
 @pytest.mark.parametrize("ended", [False, True])

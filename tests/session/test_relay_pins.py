@@ -333,6 +333,26 @@ def test_unnamed_statement_is_parsed_again_where_another_client_has_left_its_own
     assert pair.releasable()
 
 
+def test_unnamed_statement_that_another_client_has_closed_is_parsed_again() -> None:
+    first = RelayPair(1)
+    first.client(BATCH)
+    first.server(BATCH_ANSWER)
+    pair = RelayPair(2, first.back)
+    pair.client(close(""), sync())
+    pair.server(CLOSED, ready())
+    first.to_server.clear()
+    first.client(bind(), execute(), sync())
+    assert first.to_server == first.front.desk.unnamed + flush()
+
+
+def test_close_that_the_server_skipped_leaves_the_right_to_the_unnamed_statement_open() -> None:
+    pair = owned_by_another()
+    pair.client(execute("none"), close(""), sync())
+    pair.server(ERROR, ready())
+    pair.client(bind(), sync())
+    assert pair.to_server.endswith(close("") + bind() + sync())
+
+
 def test_parse_that_the_server_skipped_gives_no_right_to_the_unnamed_statement() -> None:
     pair = owned_by_another()
     pair.client(execute("none"))
