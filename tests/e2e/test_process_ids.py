@@ -6,6 +6,9 @@ import asyncio
 import os
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import asyncpg
 import psycopg
@@ -20,6 +23,7 @@ from proxy.demo.facts import ServerFacts
 from registry.contract import Limits, PoolMode
 
 PROXY = {"pool": {"real_pids": True}}
+LOGINS = 64
 MODES = [PoolMode.TRANSACTION, PoolMode.SESSION]
 
 
@@ -163,6 +167,30 @@ def test_a_client_that_leaves_while_its_login_waits_leaves_the_queue(
 def _fails(client: RawClient, tenant: TenantUnderTest) -> None:
     with pytest.raises(Disconnected):
         client.login(tenant.user, tenant.password, tenant.slug)
+
+
+def test_logins_that_are_given_up_at_any_moment_leave_nothing_behind(world: World, pg18: ServerFacts) -> None:
+    tenant = world.tenant(pg18, pool_mode=PoolMode.SESSION, limits=Limits(pool_size=2))
+    with login(world.proxy, tenant) as measured:
+        began = time.monotonic()
+        login(world.proxy, tenant).close()
+        usual = time.monotonic() - began
+        assert own_pid(measured) == measured.pid
+
+    def give_up(number: int) -> None:
+        client = world.proxy.connect()
+        timer = threading.Timer(usual * 2 * number / LOGINS, client.sock.shutdown, (socket.SHUT_RDWR,))
+        timer.start()
+        with suppress(Disconnected, OSError):
+            client.login(tenant.user, tenant.password, tenant.slug, application_name=f"n{number % 3}")
+        timer.join()
+        client.reset()
+
+    with ThreadPoolExecutor(8) as crowd:
+        list(crowd.map(give_up, range(LOGINS)))
+    world.wait_for_rest(tenant)
+    with login(world.proxy, tenant) as one, login(world.proxy, tenant) as other:
+        assert (own_pid(one), own_pid(other)) == (one.pid, other.pid)
 
 
 def test_a_server_that_dies_before_the_first_query_is_told(world: World, pg18: ServerFacts) -> None:
