@@ -12,12 +12,18 @@ from harness.databases import Database, create_database, drop_database
 from harness.proxy import ProxyProcess
 from harness.registries import RegistryUnderTest
 from harness.shared import SharedServers, ask_for_server
+from hypothesis import settings
 
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.facts import ServerFacts
 
 SERVERS = pytest.StashKey[Callable[[int], ServerFacts]]()
 SHARE = pytest.StashKey[SharedServers]()
+
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("pgtenant", deadline=None)
+settings.load_profile("pgtenant")
 
 
 def pytest_configure(config: pytest.Config) -> None:

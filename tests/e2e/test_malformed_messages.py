@@ -103,7 +103,7 @@ def answers_of(client: RawClient) -> Answers:
     return answers
 
 
-@settings(max_examples=TRIES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=TRIES, suppress_health_check=list(HealthCheck))
 @given(pipelines)
 @example(SLOW + frame("H", b"yy"))
 @example(frame("H", b"yy") + parse("select 1") + sync() + query("select 2"))

@@ -48,7 +48,7 @@ def test_known_inputs_raise_nothing_undocumented(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_bytes_raise_nothing_undocumented(name: str) -> None:
-    @settings(max_examples=60 if name in TALKS else 200, deadline=None)
+    @settings(max_examples=60 if name in TALKS else 200)
     @given(st.one_of(st.binary(max_size=300), st.builds(edited, st.sampled_from(SEEDS[name]), edits)))
     def attempt(data: bytes) -> None:
         TARGETS[name](data)

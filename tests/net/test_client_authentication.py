@@ -245,7 +245,7 @@ async def test_a_client_that_leaves_to_ask_for_the_password_is_no_error() -> Non
                 await prove(io)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     sent=st.lists(st.one_of(st.binary(max_size=40), st.binary(max_size=60).map(lambda body: frame("p", body)))),
     claim=st.sampled_from([ANN, nobody("eve"), account("ann", "right", AuthMethod.PASSWORD)]),

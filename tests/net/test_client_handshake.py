@@ -369,7 +369,7 @@ FIRST_WORDS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sent=st.lists(FIRST_WORDS, max_size=4).map(b"".join), tls=st.booleans())
 def test_random_first_words_end_in_a_greeting_or_an_error_of_ours(
     sent: bytes, tls: bool, with_tls: GreetPolicy

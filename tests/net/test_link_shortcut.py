@@ -159,7 +159,7 @@ class Shortcut:
         assert not self.world.internal_errors()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(1, 1, [("send", 52), ("suspend", 50), ("resume", 0), ("send", 25)])
 @given(
     st.integers(1, 3), st.integers(1, 4), st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 99)), max_size=60)

@@ -59,7 +59,7 @@ def linked(world: LinkWorld) -> tuple[ClientLink, Peer, Peer, BackendLink]:
     return client, peer, world.servers[backend.entry], backend
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cuts=st.lists(st.integers(0, len(said(0))), max_size=6))
 def test_own_notifications_carry_the_told_pid_however_the_bytes_are_cut(cuts: list[int]) -> None:
     with LinkWorld() as world:

@@ -169,7 +169,7 @@ def state_of(thing: object) -> object:
     return {name: state_of(value) for name in names if not callable(value := getattr(thing, name))}
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.lists(st.one_of(usual, usual, st.tuples(requests, st.lists(answers, max_size=2))), min_size=1, max_size=5))
 def test_outcome_is_that_of_judging_one_by_one(conversation: list[tuple[bytes, list[bytes]]]) -> None:
     whole, single = RelayPair(), RelayPair()

@@ -156,7 +156,7 @@ def test_awkward_values_arrive_as_they_are(session: psycopg.Connection, standard
     assert setting(session, "my.setting") == ""
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=["Cs"]), max_size=30),
     st.sampled_from(["on", "off"]),

@@ -106,7 +106,7 @@ def check_end(pair: RelayPair, server: ModelServer) -> None:
         assert chr(pair.back.status) == server.status
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 @given(conversations, turns, versions)
 @example(parse("ok") + bind() + execute("copyin") + copy_data("bad") + sync() + copy_done() + sync(), [], 18)
 @example(query("copyin") + copy_data("bad") + sync() + copy_done(), [], 18)
@@ -120,7 +120,7 @@ def test_backend_is_free_exactly_when_the_server_owes_nothing(
     check_end(pair, server)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(usual, min_size=1, max_size=6).map(b"".join), turns, versions)
 def test_usual_conversation_always_ends_free(said: bytes, schedule: list[tuple[int, int]], version: int) -> None:
     pair, server = RelayPair(), ModelServer(version)
@@ -131,7 +131,7 @@ def test_usual_conversation_always_ends_free(said: bytes, schedule: list[tuple[i
     assert server.dead or pair.back.doubt or pair.releasable()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(conversations, turns, versions)
 def test_client_sees_every_byte_of_its_server_and_the_server_every_byte_of_its_client(
     said: bytes, schedule: list[tuple[int, int]], version: int

@@ -117,7 +117,7 @@ def check(cuts: list[list[int]]) -> None:
     assert states == WHOLE_STATES
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cut_lists)
 def test_any_cuts_change_nothing(cuts: list[list[int]]) -> None:
     check(cuts)

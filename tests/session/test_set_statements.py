@@ -227,7 +227,7 @@ def quoted(value: str, way: int) -> str:
     return f"'{plain}'" if "$" in value else f"{tag}{value}{tag}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(STATEMENTS, NAMES, VALUES, st.integers(0, 2)), max_size=5))
 def test_only_statements_that_set_are_read_whatever_stands_around_them(
     parts: list[tuple[tuple[str, bool], str, str, int]],
@@ -239,7 +239,7 @@ def test_only_statements_that_set_are_read_whatever_stands_around_them(
     assert not touched.unreadable
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.binary(max_size=60), st.text("setSET RESET=';\"$\\-/*.a\n", max_size=40).map(str.encode)))
 def test_any_bytes_are_read_or_not_and_nothing_is_raised(text: bytes) -> None:
     touched = TouchedSettings()
@@ -297,7 +297,7 @@ def follow(one: psycopg.Connection, other: psycopg.Connection, text: str) -> Par
     return wanted
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(VALUES, st.integers(0, 2), st.sampled_from(["UTF8", "LATIN1"]))
 def test_any_value_that_is_set_in_one_session_arrives_in_another(
     pair: tuple[psycopg.Connection, psycopg.Connection], value: str, way: int, encoding: str
