@@ -23,7 +23,7 @@ from proxy.demo.install import (
     server_account,
 )
 from proxy.demo.kept import KeptProcess
-from proxy.demo.ports import free_port
+from proxy.demo.ports import PortClaim, claim_port
 
 HOST = "127.0.0.1"
 POLL_INTERVAL = 0.01
@@ -69,6 +69,7 @@ class EmbeddedServer:
         self._account = server_account()
         self._wanted_port = port
         self._port = port
+        self._claim: PortClaim | None = None
         self._hba = hba
         self._tls = tls
         self._settings = {
@@ -147,7 +148,8 @@ class EmbeddedServer:
         attempts = 1 if self._wanted_port is not None or self._port is not None else 5
         for attempt in range(attempts):
             if self._port is None or attempt > 0:
-                self._port = free_port(HOST)
+                self._claim = claim_port(HOST)
+                self._port = self._claim.port
             self._configure()
             if self._launch():
                 return

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
+from pathlib import Path
 
 # Below every usual range of ephemeral ports: a client that connects to its own stopped server would otherwise
 # now and then be given that very port as its source and be connected to itself.
@@ -22,13 +26,41 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+class PortClaim:
+    """A port that nobody else who claims ports on this machine is given while this claim lives.
+
+    Its server may stop and start again meanwhile.  The claim is a lock on a file, so it ends with the process at the
+    latest.
+    """
+
+    def __init__(self, port: int, descriptor: int) -> None:
+        self.port = port
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+def claim_port(host: str = "127.0.0.1") -> PortClaim:
+    """Claim a port on which nothing listens now; raises OSError when none is found."""
+    directory = Path(tempfile.gettempdir()) / f"pgtenant-ports-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for _ in range(ATTEMPTS):
+        port = random.SystemRandom().randint(LOWEST, HIGHEST)
+        descriptor = os.open(directory / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        claim = PortClaim(port, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        if is_free(port, host):
+            return claim
+    raise OSError(f"no free TCP port between {LOWEST} and {HIGHEST} on {host}")
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port on which nothing listens now; take it soon, nothing reserves it.
 
     Raises OSError when none is found.
     """
-    for _ in range(ATTEMPTS):
-        port = random.SystemRandom().randint(LOWEST, HIGHEST)
-        if is_free(port, host):
-            return port
-    raise OSError(f"no free TCP port between {LOWEST} and {HIGHEST} on {host}")
+    return claim_port(host).port

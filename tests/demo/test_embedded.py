@@ -12,10 +12,11 @@ import pytest
 from harness.process import END_PATIENCE, Result, run, started
 from harness.waiting import wait_until
 
+from proxy.demo import ports
 from proxy.demo.embedded import EmbeddedServer
 from proxy.demo.install import EmbeddedError, find_installation, reachable_installation, server_account
 from proxy.demo.kept import KeptProcess
-from proxy.demo.ports import free_port, is_free
+from proxy.demo.ports import claim_port, free_port, is_free
 
 
 def lives(pid: int) -> bool:
@@ -188,3 +189,14 @@ def test_free_ports_lie_below_the_ephemeral_range() -> None:
     ports = {free_port() for _ in range(20)}
     assert max(ports) < 32_768
     assert all(is_free(port) for port in ports)
+
+
+def test_a_claimed_port_is_given_to_nobody_else_though_nothing_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = claim_port()
+    monkeypatch.setattr(ports, "LOWEST", claim.port)
+    monkeypatch.setattr(ports, "HIGHEST", claim.port)
+    with pytest.raises(OSError, match="no free TCP port"):
+        free_port()
+    port = claim.port
+    del claim
+    assert free_port() == port

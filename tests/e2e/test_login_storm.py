@@ -73,6 +73,6 @@ def test_established_clients_are_served_during_a_thousand_logins(world: World, p
         assert world.clients(tenant) == LOGINS + CLIENTS
         assert tenant.database.backends() <= 4 + 1
     wait_until(lambda: world.clients(tenant) == 0, what="everybody gone")
-    assert lasted > 3 * SLOWER, f"{LOGINS} logins in {lasted:.3f} s: a stall for all of them would not be noticed"
+    assert lasted > 1.5 * SLOWER, f"{LOGINS} logins in {lasted:.3f} s: a stall for all of them would not be noticed"
     late, noise = p99(through), p99(direct)
     assert late < noise + SLOWER, f"p99 {late:.3f} s, on a direct connection {noise:.3f} s"

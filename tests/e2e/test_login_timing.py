@@ -16,6 +16,7 @@ import pytest
 from harness.databases import Database
 from harness.rawclient import cstring, frame, startup
 from harness.registries import TenantUnderTest
+from harness.waiting import allowed
 from harness.world import World
 
 from proxy.auth import build_verifier
@@ -102,16 +103,19 @@ def test_every_refused_login_asks_the_registry_as_often(world: World, tenant: Te
 
 
 def agree(measure: Callable[[int, dict[str, list[tuple[float, float]]]], None]) -> None:
-    """Measure until the medians of both times agree; a busy machine makes few samples worth little, so all count."""
+    """Measure until the medians of both times agree; a busy machine makes few samples worth little, so all count.
+
+    How many questions are asked is the rule, and has a test of its own; this one looks for what nobody has thought of.
+    """
     seconds: dict[str, list[tuple[float, float]]] = {}
     shown: dict[str, list[str]] = {}
     for attempt in range(TRIES):
         measure(attempt, seconds)
         medians = {what: [statistics.median(one) for one in zip(*got, strict=True)] for what, got in seconds.items()}
-        if all(max(times) <= min(times) * (1 + WITHIN) for times in zip(*medians.values(), strict=True)):
+        if all(max(times) <= min(times) * (1 + allowed(WITHIN)) for times in zip(*medians.values(), strict=True)):
             return
         shown = {what: [f"{median * 1000:.2f} ms" for median in both] for what, both in medians.items()}
-    pytest.fail(f"the medians (challenged, refused) differ by more than {WITHIN:.0%}: {shown}")
+    pytest.fail(f"the medians (challenged, refused) differ by more than {allowed(WITHIN):.0%}: {shown}")
 
 
 def test_every_refused_login_takes_the_same_time_on_a_cold_cache(world: World, database: Database) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from harness.rawclient import RawClient
 from harness.registries import TenantUnderTest
 from proxy.demo.node import NodeProcess
-from proxy.demo.ports import free_port
+from proxy.demo.ports import claim_port
 
 HOST = "127.0.0.1"
 ADMIN_TOKEN = "admin-token-of-the-tests"
@@ -37,9 +37,11 @@ class ProxyProcess(NodeProcess):
         python: str = sys.executable,
         **sections: Mapping[str, Any],
     ) -> None:
+        # They stay its own while it is stopped, too: other tests start servers at any moment.
+        self._claims = claim_port(HOST), claim_port(HOST)
         config: dict[str, dict[str, Any]] = {
-            "listen": {"host": HOST, "port": free_port(HOST)},
-            "http": {"host": HOST, "port": free_port(HOST), "admin_token": ADMIN_TOKEN},
+            "listen": {"host": HOST, "port": self._claims[0].port},
+            "http": {"host": HOST, "port": self._claims[1].port, "admin_token": ADMIN_TOKEN},
             "registry": {"url": registry_url},
             "log": {"format": "json", "level": "debug"},
             "shutdown": {"grace": GRACE},
