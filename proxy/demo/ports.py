@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import random
 import socket
-import tempfile
-from pathlib import Path
 
 # Below every usual range of ephemeral ports: a client that connects to its own stopped server would otherwise
 # now and then be given that very port as its source and be connected to itself.
@@ -29,31 +25,28 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 class PortClaim:
     """A port that nobody else who claims ports on this machine is given while this claim lives.
 
-    Its server may stop and start again meanwhile.  The claim is a lock on a file, so it ends with the process at the
-    latest.
+    Its server may stop and start again meanwhile.  The claim is a name in Linux's abstract namespace of sockets, so it
+    leaves no file and ends with the process at the latest.
     """
 
-    def __init__(self, port: int, descriptor: int) -> None:
+    def __init__(self, port: int) -> None:
+        """Claim the port; raises OSError where somebody else has."""
         self.port = port
-        self._descriptor = descriptor
+        self._name = socket.socket(socket.AF_UNIX)
+        self._name.bind(f"\0pgtenant port {port}")
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        self._name.close()
 
 
 def claim_port(host: str = "127.0.0.1") -> PortClaim:
     """Claim a port on which nothing listens now; raises OSError when none is found."""
-    directory = Path(tempfile.gettempdir()) / f"pgtenant-ports-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
     for _ in range(ATTEMPTS):
-        port = random.SystemRandom().randint(LOWEST, HIGHEST)
-        descriptor = os.open(directory / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        claim = PortClaim(port, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            claim = PortClaim(random.SystemRandom().randint(LOWEST, HIGHEST))
+        except OSError:
             continue
-        if is_free(port, host):
+        if is_free(claim.port, host):
             return claim
     raise OSError(f"no free TCP port between {LOWEST} and {HIGHEST} on {host}")
 
